@@ -1,0 +1,182 @@
+"""Synthetic problems, explicit directions and wiring for tests of the numerics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.hashing import HashKey
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import Directions, Objective
+from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
+from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.vamo import Vamo, VamoSettings
+from vamo_ft.objectives.synthetic import NonconvexLeastSquares
+from vamo_ft.training.progress import SilentProgress
+
+
+class ToySource:
+    """Samples in order, one epoch after the other (implements SampleSource)."""
+
+    def __init__(
+        self, features: Tensor, *, batch_size: int, targets: Tensor | None = None, counts: Tensor | None = None
+    ) -> None:
+        self.features = features
+        self.targets = torch.zeros(len(features), dtype=features.dtype) if targets is None else targets
+        self.counts = torch.ones(len(features)) if counts is None else counts
+        self.batch_size = batch_size
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.features)
+
+    @property
+    def fingerprint(self) -> str:
+        return "toy"
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        rows = list(indices)
+        return Batch(
+            indices=tuple(rows),
+            inputs={"features": self.features[rows]},
+            targets={"targets": self.targets[rows]},
+            counts=self.counts[rows].float(),
+            num_tokens=len(rows),
+        )
+
+    def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
+        return [tuple(indices[start : start + token_budget]) for start in range(0, len(indices), token_budget)]
+
+    def step_indices(self, step: int) -> tuple[int, ...]:
+        first = step * self.batch_size
+        return tuple(index % self.num_samples for index in range(first, first + self.batch_size))
+
+
+class ExplicitDirections:
+    """Given rows as directions: probe j is row j (implements Directions)."""
+
+    def __init__(self, parameters: TrainableParameters, rows: Tensor) -> None:
+        self.parameters = parameters
+        self.rows = rows
+
+    @property
+    def numel(self) -> int:
+        return self.parameters.numel
+
+    @torch.no_grad()
+    def axpy_(
+        self,
+        tensors: Sequence[Tensor],
+        coefficients: Tensor,
+        keys: Sequence[HashKey],
+        *,
+        scales: Sequence[float] | None = None,
+        rounding: HashKey | None = None,
+    ) -> None:
+        assert scales is None
+        total = coefficients.to(self.rows) @ self.rows[[key.probe for key in keys]]
+        for tensor, offset in zip(tensors, self.parameters.offsets, strict=True):
+            tensor += total[offset : offset + tensor.numel()].view_as(tensor).to(tensor)
+
+    def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors if tensor is not None]).double()
+        return self.rows[[key.probe for key in keys]].double() @ flat
+
+    def gram(self, keys: Sequence[HashKey]) -> Tensor:
+        rows = self.rows[[key.probe for key in keys]].double()
+        return rows @ rows.T
+
+
+class TinyNetwork(nn.Module):
+    """A matrix, a bias and optional dropout, so that parameters have several shapes and names."""
+
+    def __init__(self, width: int, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layer = nn.Linear(width, 3, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.dropout(torch.tanh(self.layer(features))).square().sum(1)
+
+
+class NetworkObjective:
+    """The network's output, times the sample's weight, as its summed loss."""
+
+    def __init__(self, network: TinyNetwork) -> None:
+        self.network = network
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network
+
+    def terms(self, batch: Batch) -> LossTerms:
+        dtype = self.network.layer.weight.dtype
+        output = self.network(batch.inputs["features"].to(dtype))
+        return LossTerms(output.to(torch.promote_types(dtype, torch.float32)) * batch.counts, batch.counts)
+
+    def evaluate(self, batch: Batch) -> EvaluationTerms:
+        return EvaluationTerms(self.terms(batch))
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def least_squares(
+    *, num_samples: int, dimension: int, batch_size: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[NonconvexLeastSquares, ToySource]:
+    features = normal(num_samples, dimension, seed=seed, dtype=dtype)
+    targets = (normal(num_samples, seed=seed + 1, dtype=dtype) > 0).to(dtype)
+    objective = NonconvexLeastSquares(0.3 * normal(dimension, seed=seed + 2, dtype=dtype))
+    return objective, ToySource(features, targets=targets, batch_size=batch_size)
+
+
+def build_vamo(objective: Objective, *, directions: Directions | None = None, **changes: Any) -> Vamo:
+    parameters = TrainableParameters(objective.module)
+    runtime = LocalRuntime()
+    settings: dict[str, Any] = {
+        "num_probes": 2,
+        "eps": 1e-4,
+        "alpha": 1.0,
+        "difference": "central",
+        "snapshot_due": lambda step: False,
+        "subset": None,
+        "horizon": 0,
+        "source": "table",
+        "orthogonalise": True,
+        "normaliser": "data",
+        "token_budget": 16,
+        "seed": 7,
+        **changes,
+    }
+    stop_requested = settings.pop("stop_requested", lambda: False)
+    return Vamo(
+        FirstOrder(objective, parameters, runtime, seed=settings["seed"]),
+        objective,
+        parameters,
+        HashedDirections(parameters) if directions is None else directions,
+        runtime,
+        settings=VamoSettings(**settings),
+        progress=SilentProgress(),
+        stop_requested=stop_requested,
+    )
+
+
+def gradient(objective: Objective) -> Tensor:
+    """The concatenated `.grad` in layout order."""
+    tensors = TrainableParameters(objective.module).tensors
+    return torch.cat([tensor.grad.reshape(-1) for tensor in tensors if tensor.grad is not None])
+
+
+def exact_gradient(objective: Objective, batch: Batch) -> Tensor:
+    """The mean loss's gradient by autograd, without any of our estimators."""
+    tensors = TrainableParameters(objective.module).tensors
+    objective.module.eval()
+    terms = objective.terms(batch)
+    grads = torch.autograd.grad(terms.total.sum() / terms.count.sum(), tensors)
+    return torch.cat([tensor.reshape(-1) for tensor in grads])

@@ -1,0 +1,39 @@
+"""Every way a run ends early, with the exit code the command line gives it."""
+
+from typing import ClassVar
+
+
+class VamoFtError(Exception):
+    """A failure that the user is told in one line, without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class DataError(VamoFtError):
+    """The data, or the model folder, is not what the configuration says; names the place and the fix."""
+
+    exit_code = 2
+
+
+class UsageError(VamoFtError):
+    """What was asked for cannot be done this way; says what to do instead."""
+
+    exit_code = 2
+
+
+class DivergenceError(VamoFtError):
+    """The loss or an estimate is not finite; raised before the update."""
+
+    exit_code = 3
+
+
+class StopRequested(VamoFtError):
+    """A signal asked the run to stop; whoever raises this has left its state in order for a checkpoint."""
+
+    exit_code = 75
+
+
+class DeviceMemoryError(VamoFtError):
+    """Out of memory; names the part that did not fit and what to change."""
+
+    exit_code = 4

@@ -1,0 +1,81 @@
+"""The trainable parameters of a module as one vector of d elements."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Segment", "TrainableParameters"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of one parameter: elements [start, stop) of tensor `index`, which begin at `offset` in the vector."""
+
+    index: int
+    start: int
+    stop: int
+    offset: int
+
+
+class TrainableParameters:
+    """The parameters that require a gradient, sorted by name, tied ones once.
+
+    An element's offset is its position in the concatenation of the tensors in that order; it keys the element's random
+    bits and is the same whatever the device, precision or sharding.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = sorted((name, p) for name, p in module.named_parameters() if p.requires_grad)
+        if not named:
+            raise ValueError("the module has no parameter that requires a gradient")
+        self.names: tuple[str, ...] = tuple(name for name, _ in named)
+        self.tensors: tuple[nn.Parameter, ...] = tuple(parameter for _, parameter in named)
+        ends = list(accumulate(parameter.numel() for parameter in self.tensors))
+        self.offsets: tuple[int, ...] = (0, *ends[:-1])
+        self.numel: int = ends[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.tensors[0].device
+
+    def segments(self, start: int, stop: int) -> Iterator[Segment]:
+        """The stretches of tensors that make up elements [start, stop) of the vector, in order."""
+        for index, (offset, tensor) in enumerate(zip(self.offsets, self.tensors, strict=True)):
+            low, high = max(start, offset), min(stop, offset + tensor.numel())
+            if low < high:
+                yield Segment(index, low - offset, high - offset, low)
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        """The `.grad` of each tensor; a missing one is made, filled with zeros."""
+        for tensor in self.tensors:
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
+        return tuple(tensor.grad for tensor in self.tensors if tensor.grad is not None)
+
+    def clear_gradients(self) -> None:
+        """Drops every `.grad`."""
+        for tensor in self.tensors:
+            tensor.grad = None
+
+    def copy(self) -> tuple[Tensor, ...]:
+        """A copy of the values."""
+        return tuple(tensor.detach().clone() for tensor in self.tensors)
+
+    @torch.no_grad()
+    def assign(self, values: Sequence[Tensor]) -> None:
+        """Writes `values` into the parameters, bit for bit."""
+        for tensor, value in zip(self.tensors, values, strict=True):
+            tensor.copy_(value)
+
+    def digest(self) -> str:
+        """SHA-256 over names, types, shapes and values; equal exactly when all of them are."""
+        digest = hashlib.sha256()
+        for name, tensor in zip(self.names, self.tensors, strict=True):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""The contracts between the layers; see each implementation for the mathematics."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vamo_ft.core.hashing import HashKey
+from vamo_ft.core.types import Batch, Estimate, EvaluationTerms, LossTerms, Work
+
+__all__ = [
+    "Directions",
+    "GradientEstimator",
+    "Objective",
+    "Progress",
+    "ProgressTask",
+    "Runtime",
+    "SampleSource",
+    "StateDict",
+    "Stateful",
+    "UpdateRule",
+]
+
+StateDict = dict[str, Any]
+"""A tree of dicts and lists with string keys whose leaves are tensors, numbers, strings, booleans or None."""
+
+
+class Stateful(Protocol):
+    """Owns a part of the run's state."""
+
+    def state_dict(self) -> StateDict:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict`."""
+
+
+class Objective(Protocol):
+    """The loss of each sample of a batch, as a function of the module's parameters."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose parameters are trained."""
+
+    def terms(self, batch: Batch) -> LossTerms:
+        """Per-sample summed losses and weights; differentiable when gradients are enabled."""
+
+    def evaluate(self, batch: Batch) -> EvaluationTerms:
+        """Losses and, for classification, whether the prediction is right; takes evaluation batches."""
+
+
+class SampleSource(Protocol):
+    """Random access to the training samples, and the order in which steps take them."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, indexed 0 to num_samples - 1."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of one training step."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content: equal exactly when every sample is."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The samples at `indices`, in that order, collated on the host."""
+
+    def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
+        """`indices` sorted by length and cut so that samples times longest length stays within `token_budget`.
+
+        A pure function of its arguments, so that a pass over the groups can be continued by position.
+        """
+
+    def step_indices(self, step: int) -> tuple[int, ...]:
+        """The samples of training step `step` (counted from 0), known for every step in O(1)."""
+
+
+class Runtime(Protocol):
+    """Hides devices and processes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagates a scalar."""
+
+
+class ProgressTask(Protocol):
+    """One running bar."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Moves the bar by `amount` units."""
+
+    def note(self, text: str) -> None:
+        """Shows a few figures beside the bar."""
+
+
+class Progress(Protocol):
+    """Shows how far a long pass is."""
+
+    def task(self, description: str, total: int, *, done: int = 0) -> AbstractContextManager[ProgressTask]:
+        """A bar of `total` units, `done` of them behind us."""
+
+
+class Directions(Protocol):
+    """Perturbation directions over a fixed list of parameters, as pure functions of a key."""
+
+    @property
+    def numel(self) -> int:
+        """d, the number of elements of a direction."""
+
+    def axpy_(
+        self,
+        tensors: Sequence[Tensor],
+        coefficients: Tensor,
+        keys: Sequence[HashKey],
+        *,
+        scales: Sequence[float] | None = None,
+        rounding: HashKey | None = None,
+    ) -> None:
+        """In place `p <- scale * p + sum_j coefficients[j] * z(keys[j])`, for `tensors` in the parameters' layout."""
+
+    def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
+        """(m,) float64 inner products `<tensors, z(keys[j])>`; None stands for zeros."""
+
+    def gram(self, keys: Sequence[HashKey]) -> Tensor:
+        """(m, m) float64, `G_jk = <z_j, z_k>`."""
+
+
+class GradientEstimator(Stateful, Protocol):
+    """Turns the micro-batches of one step into a gradient estimate and leaves parameter values bit-identical."""
+
+    def prepare(self, source: SampleSource, step: int) -> Work:
+        """Work due before step `step`, such as a snapshot.
+
+        Raises:
+            StopRequested: with what was done so far in the estimator's state.
+        """
+
+    def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
+        """The estimate over all micro-batches together; dense estimates overwrite `.grad`."""
+
+
+class UpdateRule(Stateful, Protocol):
+    """Moves the parameters along an estimate."""
+
+    def apply(self, estimate: Estimate, *, learning_rate: float, step: int) -> Mapping[str, Tensor | float | None]:
+        """One update; returns what it measured (`grad_norm`, before clipping, or None where it is not known)."""

@@ -1,0 +1,25 @@
+"""Stochastic rounding to bfloat16 with hashed bits."""
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.hashing import HashKey, random_bits
+
+
+def round_to_bfloat16(values: Tensor, key: HashKey, start: int) -> Tensor:
+    """Rounds each value up or down with probabilities that make the mean exact.
+
+    bfloat16 is the upper half of float32, so adding 16 uniform bits to the lower half and dropping it rounds away from
+    zero with probability (lower half) / 2**16.
+
+    Args:
+        values: (n,) float32, finite.
+        key: stream of bits, in the rounding domain.
+        start: offset of the first element.
+
+    Returns:
+        (n,) bfloat16.
+    """
+    noise = random_bits(key, start, start + values.numel(), device=values.device).bitwise_and_(0xFFFF)
+    raised = values.contiguous().view(torch.int32) + noise
+    return raised.bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)
