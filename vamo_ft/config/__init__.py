@@ -1,0 +1,1 @@
+"""Layer 1: the run's configuration. Imports pydantic and yaml, never torch."""

@@ -1,0 +1,37 @@
+"""Which keys of a configuration may change when a run is continued."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["meaning_changes"]
+
+_FREE = (
+    "run.name",
+    "run.output_dir",
+    "run.offline",
+    "training.steps",
+    "training.epochs",
+    "data.evaluation",
+    "evaluation",
+    "checkpoint",
+    "logging",
+)
+"""Length, evaluation and record keeping; everything else decides what the run computes."""
+
+
+def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys, other than free ones, in which two resolved configurations differ, as `key: old -> new`."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,191 @@
+"""From a configuration file to a `RunConfig`, with every problem named by file, line and key."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vamo_ft.config.errors import ConfigError
+from vamo_ft.config.presets import preset_values
+from vamo_ft.config.problems import Problem, find_problems
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.config.yaml_text import KeyPath, dotted, parse_yaml, write_yaml
+
+__all__ = ["LoadedConfig", "dump_config", "load_config", "resolved_values"]
+
+_OVERRIDE = "--set"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A valid configuration.
+
+    Attributes:
+        config: every key resolved.
+        sources: dotted key of every value -> `config.yaml:12`, `--set`, `preset mezo` or `default`.
+    """
+
+    config: RunConfig
+    sources: Mapping[str, str]
+
+
+def load_config(path: Path, *, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Reads, overrides, presets and validates.
+
+    An override wins over the file, the file over what the method's name presets, and that over the schema's default.
+
+    Args:
+        overrides: `method.probes=4`; the value is YAML.
+
+    Raises:
+        ConfigError: with all problems found, in the order of their lines.
+    """
+    draft = _read(path)
+    for override in overrides:
+        draft.override(override)
+    draft.raise_problems()
+    draft.preset()
+    try:
+        config = RunConfig.model_validate(draft.values)
+    except ValidationError as error:
+        draft.problems.extend(draft.locate(problem) for problem in find_problems(error))
+        draft.raise_problems()
+        raise AssertionError("a validation error without problems") from error
+    return LoadedConfig(config, {dotted(leaf): draft.source(leaf) for leaf in _leaves(_plain(config))})
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML of the resolved configuration; loading it gives an equal one."""
+    return write_yaml(_plain(config))
+
+
+def resolved_values(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> plain value, for every value of the configuration; a list is one value."""
+    return {dotted(path): value for path, value in _leaves(_plain(config)).items()}
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Raw values and where each comes from, before validation.
+
+    Attributes:
+        label: the file, as the user wrote it.
+        lines: line of every key that the file's values have.
+        written: where keys outside the file come from: `--set` or a preset.
+        problems: (line or None, message).
+    """
+
+    label: str
+    values: dict[Any, Any] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    written: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[tuple[int | None, str]] = field(default_factory=list)
+
+    def override(self, text: str) -> None:
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(re.fullmatch(r"[^\s.]+", part) for part in path):
+            self.problems.append((None, f"{_OVERRIDE} {text}: write it as key=value, such as method.probes=4"))
+            return
+        document = parse_yaml(value)
+        if document.problems:
+            self.problems.extend((None, f"{_OVERRIDE} {dotted(path)}: {problem}") for _, problem in document.problems)
+            return
+        self._put(path, document.values, source=_OVERRIDE)
+        self.written.update({(*path, *inner): _OVERRIDE for inner in document.lines})
+
+    def preset(self) -> None:
+        method = self.values.get("method")
+        for key, value in preset_values(self.values).items():
+            path = tuple(key.split("."))
+            if _is_open(self.values, path):
+                assert isinstance(method, Mapping)
+                self._put(path, value, source=f"preset {method['name']}")
+
+    def source(self, path: KeyPath) -> str:
+        if path in self.written:
+            return self.written[path]
+        return f"{self.label}:{self.lines[path]}" if path in self.lines else "default"
+
+    def locate(self, problem: Problem) -> tuple[int | None, str]:
+        text = f"{dotted(problem.path)}: {problem.text}" if problem.path else problem.text
+        if self.written.get(problem.path) == _OVERRIDE:
+            return None, f"{_OVERRIDE} {text}"
+        for length in range(len(problem.path), 0, -1):
+            line = self.lines.get(problem.path[:length])
+            if line is not None:
+                return line, f"{self.label}:{line}: {text}"
+        return None, f"{self.label}: {text}"
+
+    def raise_problems(self) -> None:
+        if self.problems:
+            ordered = sorted(self.problems, key=lambda problem: (problem[0] is None, problem[0] or 0))
+            raise ConfigError([text for _, text in ordered])
+
+    def _put(self, path: KeyPath, value: Any, *, source: str) -> None:
+        parent = self.values
+        for length, key in enumerate(path[:-1], start=1):
+            if not isinstance(parent.get(key), dict):
+                parent[key] = {}
+                self.written[path[:length]] = source
+            parent = parent[key]
+        parent[path[-1]] = value
+        for origins in (self.lines, self.written):
+            for inner in [known for known in origins if known[: len(path)] == path]:
+                del origins[inner]
+        self.written[path] = source
+
+
+def _read(path: Path) -> _Draft:
+    draft = _Draft(str(path))
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file; 'vamo-ft init' writes one to start from"]) from None
+    except IsADirectoryError:
+        raise ConfigError([f"{path}: this is a folder; name the configuration file"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path}:{line}: not UTF-8 text; save the file as UTF-8"]) from None
+    document = parse_yaml(text)
+    draft.lines = document.lines
+    draft.problems = [(line, f"{path}:{line}: {problem}") for line, problem in document.problems]
+    draft.raise_problems()
+    if document.values is None:
+        raise ConfigError([f"{path}: the file is empty; 'vamo-ft init' writes one to start from"])
+    if not isinstance(document.values, dict):
+        raise ConfigError([f"{path}: must hold sections such as 'run:' and 'model:' at the top"])
+    draft.values = document.values
+    return draft
+
+
+def _is_open(values: Any, path: KeyPath) -> bool:
+    """Whether `path` can be set without touching anything written."""
+    for key in path:
+        if not isinstance(values, Mapping):
+            return False
+        if key not in values:
+            return True
+        values = values[key]
+    return False
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _leaves(values: Mapping[str, Any], path: KeyPath = ()) -> dict[KeyPath, Any]:
+    leaves: dict[KeyPath, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            leaves.update(_leaves(value, (*path, key)))
+        else:
+            leaves[(*path, key)] = value
+    return leaves

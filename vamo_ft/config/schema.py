@@ -1,0 +1,246 @@
+"""Every key of the configuration file, with its unit, default and meaning (`method` has a file of its own).
+
+`RunConfig` is the root. Names follow Hugging Face where the meaning is the same. Everything is frozen, and an unknown
+key is an error. A rule that joins several keys stands in the smallest section that holds them all.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vamo_ft.config.method import MethodConfig, VamoConfig
+from vamo_ft.config.period import Period
+from vamo_ft.config.section import Section
+
+
+class RunSection(Section):
+    """Where the run is kept, and its seed."""
+
+    name: str = Field(description="name of the run's directory under output_dir")
+    output_dir: str = Field("runs", description="folder that holds run directories")
+    seed: int = Field(42, ge=0, lt=2**63, description="seed of sample order, dropout and directions")
+    offline: bool = Field(False, description="make no network call at all")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str) -> str:
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) is None:
+            raise ValueError(f"must be letters, digits, '.', '_' and '-', a letter or digit first, not {value!r}")
+        return value
+
+
+class AdapterConfig(Section):
+    """A LoRA adapter (Hu et al., arXiv 2106.09685); only the adapter is trained and saved."""
+
+    type: Literal["lora"] = Field(description="kind of adapter")
+    r: int = Field(8, gt=0, description="rank of each update")
+    alpha: float = Field(16.0, gt=0, description="scale: the update is multiplied by alpha / r, or alpha / sqrt(r)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="names of the layers to adapt, or all-linear"
+    )
+    modules_to_save: list[str] = Field([], description="layers to train in full beside the adapter")
+    use_rslora: bool = Field(False, description="rank-stabilised scale alpha / sqrt(r) (arXiv 2312.03732)")
+
+
+class ModelConfig(Section):
+    """The model and what of it is trained."""
+
+    path: str = Field(min_length=1, description="Hub id, local folder, or .gguf file (dequantised)")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
+    task: Literal["causal_lm", "sequence_classification"] = Field(
+        "causal_lm", description="causal_lm, or sequence_classification: a classifier head on the pooled output"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of the weights in memory; adapters stay in float32. For bfloat16 arithmetic on float32 "
+        "weights set training.autocast",
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention kernel; null lets transformers choose"
+    )
+    adapter: AdapterConfig | None = Field(None, description="null trains the model's own weights")
+    freeze: list[str] = Field(
+        [], description="shell-style patterns of parameter names that are not trained, such as '*embed*'"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model; off for safety")
+
+
+class DataSetConfig(Section):
+    """One data set."""
+
+    path: str = Field(min_length=1, description="local .jsonl .json .csv .parquet file or folder, or a Hub data set id")
+    name: str | None = Field(None, description="configuration of a Hub data set")
+    split: str | None = Field(None, description="split of a Hub data set or folder; default train")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    limit: int | None = Field(None, gt=0, description="use the first rows only")
+
+
+class ClassificationFormat(Section):
+    """Label words after a prompt (causal_lm), or a classifier head (sequence_classification)."""
+
+    type: Literal["classification"] = Field(description="classification, or prompt_completion")
+    template: str = Field(description="the prompt, with columns in braces: '{sentence} It was'")
+    label: str = Field("label", description="column of the label")
+    labels: dict[str, str] = Field(
+        min_length=2,
+        description="label value -> text that follows the prompt, its leading space included; the order numbers the "
+        "classes",
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _keys_are_text(cls, value: Any) -> Any:
+        return {str(key): text for key, text in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _label_texts_differ(self) -> "ClassificationFormat":
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("labels: two labels have the same text and could not be told apart")
+        return self
+
+
+class PromptCompletionFormat(Section):
+    """A prompt and the text to learn; the end-of-text token is appended to the completion."""
+
+    type: Literal["prompt_completion"] = Field(description="prompt_completion, or classification")
+    prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
+    completion: str = Field("{completion}", description="the text to learn, with columns in braces")
+
+
+FormatConfig = Annotated[ClassificationFormat | PromptCompletionFormat, Field(discriminator="type")]
+
+
+class DataConfig(Section):
+    """The data and how rows become tokens."""
+
+    train: DataSetConfig = Field(description="training data")
+    evaluation: DataSetConfig | None = Field(None, description="held-out data; null evaluates nothing")
+    format: FormatConfig = Field(description="how a row becomes a prompt and the supervised text")
+    max_length: int = Field(512, ge=2, description="tokens per sample; longer prompts lose their beginning")
+
+
+class OptimizerConfig(Section):
+    """The update rule."""
+
+    name: Literal["sgd", "adamw", "adagrad"] = Field(description="torch.optim's rule of that name")
+    learning_rate: float = Field(gt=0, description="peak learning rate; it has no default")
+    weight_decay: float = Field(0.0, ge=0, description="decay coefficient, not applied to biases and norms")
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd: momentum coefficient")
+    nesterov: bool = Field(False, description="sgd: Nesterov momentum")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), strict=False, description="adamw: decay rates of the two moments"
+    )
+    eps: float | None = Field(None, gt=0, description="adamw, adagrad: added to the denominator; torch's default")
+
+    @model_validator(mode="after")
+    def _keys_belong_to_rule(self) -> "OptimizerConfig":
+        owners = {"momentum": {"sgd"}, "nesterov": {"sgd"}, "betas": {"adamw"}, "eps": {"adamw", "adagrad"}}
+        for key, owner in owners.items():
+            if self.name not in owner and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: {self.name} has no such setting ({' and '.join(sorted(owner))} only)")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: needs momentum above 0")
+        return self
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run."""
+
+    name: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="course after the warm-up: constant, or linear or half a cosine down to 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear increase from 0")
+
+
+class TrainingConfig(Section):
+    """Length and batch of the run."""
+
+    steps: int | None = Field(None, gt=0, description="updates; write this or epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the data; write this or steps")
+    batch_size: int = Field(16, gt=0, description="samples per update")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="samples per forward pass; null: the whole batch. Changes memory, not the result"
+    )
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="clip the gradient's Euclidean norm; null: no clipping. First-order methods preset 1.0"
+    )
+    autocast: Literal["bfloat16"] | None = Field(None, description="precision of the arithmetic; null: the weights'")
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, a third more compute"
+    )
+    forward_batch_tokens: int = Field(
+        4096, gt=0, description="tokens, padding included, of one forward-only batch (snapshot passes and evaluation)"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("write exactly one of steps and epochs")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Evaluation on `data.evaluation`: before training, every period, and at the end."""
+
+    every: Period | None = Field(None, description="period in steps or epochs; null: only before and after")
+    metrics: list[Literal["loss", "accuracy"]] = Field(
+        ["loss"], min_length=1, description="loss (mean per supervised token), accuracy (classification)"
+    )
+
+
+class CheckpointConfig(Section):
+    """Checkpoints, from which a run continues."""
+
+    every: Period | None = Field(None, description="period in steps or epochs; null: only at the end or on a signal")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept")
+
+
+class LoggingConfig(Section):
+    """What is written while training."""
+
+    every: Period = Field(Period(10, "step"), description="period of training lines in metrics.jsonl and the log")
+
+
+class RunConfig(Section):
+    """The whole configuration file."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    method: MethodConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _method_and_optimizer_agree(self) -> "RunConfig":
+        if self.method.name in ("sgd", "adamw", "adagrad") and self.optimizer.name != self.method.name:
+            raise ValueError(
+                f"optimizer.name: {self.optimizer.name} contradicts method.name: {self.method.name}; leave it out, or "
+                "write method.name: first_order"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _task_and_format_agree(self) -> "RunConfig":
+        if self.model.task == "sequence_classification" and self.data.format.type != "classification":
+            raise ValueError("data.format.type: a sequence_classification model needs classification")
+        if "accuracy" in self.evaluation.metrics and self.data.format.type != "classification":
+            raise ValueError("evaluation.metrics: accuracy needs data.format.type: classification")
+        return self
+
+    @model_validator(mode="after")
+    def _snapshot_subset_is_large(self) -> "RunConfig":
+        if isinstance(self.method, VamoConfig) and self.method.snapshot.set != "all":
+            least = 8 * self.method.snapshot.every.count * self.training.batch_size
+            if self.method.snapshot.set.subset < least:
+                raise ValueError(
+                    f"method.snapshot.set.subset: {self.method.snapshot.set.subset} is below {least} = 8 * every * "
+                    "training.batch_size; a smaller set mostly corrects towards the steps it is about to score"
+                )
+        return self
