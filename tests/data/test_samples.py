@@ -1,0 +1,157 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import byte_tokenizer, sentiment_rows, write_jsonl
+from vamo_ft.config.schema import DataConfig
+from vamo_ft.core.errors import DataError
+from vamo_ft.core.protocols import SampleSource
+from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
+
+SENTIMENT = {"type": "classification", "template": "{sentence} It was", "labels": {0: "b", 1: "g"}}
+WORDS = SENTIMENT | {"labels": {0: " bad", 1: " good!"}}
+PAIRS = {"type": "prompt_completion", "prompt": "{sentence}", "completion": " {label}"}
+
+
+def config_of(folder: Path, *, format: dict[str, Any], count: int = 23, **keys: Any) -> DataConfig:
+    train = write_jsonl(folder / "train.jsonl", sentiment_rows(count))
+    dev = write_jsonl(folder / "dev.jsonl", sentiment_rows(11))
+    return DataConfig(train={"path": str(train)}, evaluation={"path": str(dev)}, format=format, **keys)
+
+
+def load(
+    config: DataConfig, *, task: str = "causal_lm", batch_size: int = 4
+) -> tuple[TrainingSamples, EvaluationSamples]:
+    training, evaluation = load_samples(
+        config, byte_tokenizer(), task=task, batch_size=batch_size, seed=7, position_ids=True, offline=True
+    )
+    assert evaluation is not None
+    return training, evaluation
+
+
+@pytest.mark.parametrize(
+    ("task", "format"),
+    [("causal_lm", SENTIMENT), ("causal_lm", WORDS), ("causal_lm", PAIRS), ("sequence_classification", SENTIMENT)],
+)
+@pytest.mark.parametrize("budget", [1, 60, 200, 100_000])
+def test_groups_and_batches_hold_every_sample_once_within_the_budget(
+    tmp_path: Path, task: str, format: dict[str, Any], budget: int
+) -> None:
+    training, evaluation = load(config_of(tmp_path, format=format), task=task)
+    indices = [22, *range(3, 20)]
+    groups = training.groups(indices, token_budget=budget)
+    assert sorted(index for group in groups for index in group) == sorted(indices)
+    cells = [training.batch(group).inputs["input_ids"].numel() for group in groups]
+    assert all(size <= budget or len(group) == 1 for size, group in zip(cells, groups, strict=True))
+    widths = [training.batch([index]).inputs["input_ids"].shape[1] for group in groups for index in group]
+    assert widths == sorted(widths, reverse=True)
+
+    batches = list(evaluation.batches(token_budget=budget))
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(11))
+    assert all(batch.inputs["input_ids"].numel() <= budget or len(batch) == 1 for batch in batches)
+    assert len(batches) == len(evaluation.groups(token_budget=budget))
+    if budget == 100_000:
+        assert len(groups) == len(batches) == 1
+
+
+def test_groups_are_as_large_as_the_budget_allows_and_keep_the_order_of_ties(tmp_path: Path) -> None:
+    training, _ = load(config_of(tmp_path, format=SENTIMENT))
+    width = training.batch([0]).inputs["input_ids"].shape[1]  # samples 0, 10 and 20 are equally long
+    assert training.groups([20, 0, 10], token_budget=2 * width) == [(20, 0), (10,)]
+    assert training.groups([20, 0, 10], token_budget=3 * width - 1) == [(20, 0), (10,)]
+    assert training.groups([20, 0, 10], token_budget=3 * width) == [(20, 0, 10)]
+    assert training.groups([], token_budget=10) == []
+
+
+def test_evaluation_batches_are_as_large_as_the_budget_allows(tmp_path: Path) -> None:
+    _, evaluation = load(config_of(tmp_path, format=WORDS))
+    [everything] = evaluation.batches(token_budget=10_000)
+    assert len(everything) == 11
+    assert len(evaluation.groups(token_budget=everything.inputs["input_ids"].numel())) == 1
+    assert len(evaluation.groups(token_budget=everything.inputs["input_ids"].numel() - 1)) == 2
+
+
+def test_the_training_samples_are_a_sample_source(tmp_path: Path) -> None:
+    training, _ = load(config_of(tmp_path, format=SENTIMENT))
+    source: SampleSource = training
+    assert (source.num_samples, source.batch_size) == (23, 4)
+    indices = source.step_indices(3)
+    assert len(indices) == 4
+    assert source.batch(indices).indices == indices
+    assert sorted(index for step in range(23) for index in source.step_indices(step)) == sorted(list(range(23)) * 4)
+    assert [training.epoch_of(step) for step in (0, 5, 6)] == [0, 0, 1]
+
+
+def test_evaluation_scores_options(tmp_path: Path) -> None:
+    _, single = load(config_of(tmp_path, format=SENTIMENT))
+    [batch] = single.batches(token_budget=10_000)
+    assert batch.inputs["input_ids"].shape[0] == 11
+    assert set(batch.targets) == {"positions", "tokens", "option_tokens", "label"}
+    assert batch.targets["label"].tolist() == [index % 2 for index in batch.indices]
+
+    _, several = load(config_of(tmp_path, format=WORDS))
+    [batch] = several.batches(token_budget=10_000)
+    assert batch.inputs["input_ids"].shape[0] == 22
+    assert set(batch.targets) == {"positions", "tokens", "label"}
+    assert batch.targets["label"].tolist() == [index % 2 for index in batch.indices]
+    assert batch.counts.tolist() == [[4, 6][index % 2] for index in batch.indices]
+
+
+def test_a_prompt_is_the_same_in_training_and_under_every_option(tmp_path: Path) -> None:
+    training, evaluation = load(config_of(tmp_path, format=WORDS, max_length=12))
+    assert training.data.num_truncated == 23
+    [batch] = evaluation.batches(token_budget=10_000)
+    decode = byte_tokenizer().decode
+    texts = [decode(row[mask.bool()]) for row, mask in zip(*list(batch.inputs.values())[:2], strict=True)]
+    assert texts == ["It was ba", "It was good"] * 11  # the last token of an option is not read
+
+
+def test_evaluation_of_completions_is_their_loss(tmp_path: Path) -> None:
+    _, evaluation = load(config_of(tmp_path, format=PAIRS))
+    [batch] = evaluation.batches(token_budget=10_000)
+    assert set(batch.targets) == {"positions", "tokens"}
+    assert batch.counts.tolist() == [3.0] * 11  # a space, a digit and the end
+
+
+def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
+    config = config_of(tmp_path, format=SENTIMENT)
+    training, evaluation = load(config)
+    again, evaluation_again = load(config, batch_size=8)
+    assert training.fingerprint == again.fingerprint
+    assert evaluation.fingerprint == evaluation_again.fingerprint
+    rows = sentiment_rows(23)
+    rows[22]["sentence"] = rows[22]["sentence"][:-1] + "x"
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    assert load(config)[0].fingerprint != training.fingerprint
+    renamed = config_of(tmp_path, format=SENTIMENT | {"labels": {0: "b", 1: "g", 2: "h"}})
+    assert load(renamed)[1].fingerprint != evaluation.fingerprint
+
+
+def test_without_evaluation_data(tmp_path: Path) -> None:
+    config = config_of(tmp_path, format=SENTIMENT)
+    training, evaluation = load_samples(
+        config.model_copy(update={"evaluation": None}),
+        byte_tokenizer(),
+        task="causal_lm",
+        batch_size=2,
+        seed=0,
+        position_ids=False,
+        offline=True,
+    )
+    assert evaluation is None
+    assert "position_ids" not in training.batch([0]).inputs
+    other = load_evaluation(config, config.train, byte_tokenizer(), task="causal_lm", position_ids=False, offline=True)
+    assert other.num_samples == 23
+
+
+def test_classifier_inputs_follow_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    keys = {"batch_size": 2, "seed": 0, "position_ids": True, "offline": True}
+    config = config_of(tmp_path, format=SENTIMENT)
+    training, _ = load_samples(config, tokenizer, task="sequence_classification", **keys)
+    assert set(training.batch([0, 1]).inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+    tokenizer.pad_token = None
+    with pytest.raises(DataError, match="no padding token"):
+        load_samples(config, tokenizer, task="sequence_classification", **keys)

@@ -1,0 +1,111 @@
+"""Builds batches on the host.
+
+Shapes: B samples, O options, T input columns, K supervised columns.
+
+For a language model rows are padded on the left, so that the supervised columns of all rows coincide at the right end
+and only K columns of logits are needed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.types import Batch
+from vamo_ft.data.tokenization import Example
+
+__all__ = ["IGNORED", "collate_for_classifier", "collate_for_language_model", "collate_options"]
+
+IGNORED = -100
+"""In place of a token: nothing is supervised here."""
+
+
+def collate_for_language_model(examples: Sequence[Example], *, pad_token_id: int, position_ids: bool) -> Batch:
+    """Prompts with their completions, whose tokens are supervised.
+
+    The last token of a sample is predicted and not read, so inputs are one shorter than samples. Targets: `positions`
+    (K,), the input columns whose next token is supervised in some row, and `tokens` (B, K), those next tokens or -100.
+
+    Args:
+        position_ids: also give positions that start at the first real token of each row.
+    """
+    inputs, targets = _left_padded(
+        [(example.prompt_ids, example.completion_ids) for example in examples],
+        pad_token_id=pad_token_id,
+        position_ids=position_ids,
+    )
+    counts = [len(example.completion_ids) for example in examples]
+    return _batch(examples, inputs=inputs, targets=targets, counts=counts)
+
+
+def collate_options(
+    examples: Sequence[Example], *, options: Sequence[tuple[int, ...]], pad_token_id: int, position_ids: bool
+) -> Batch:
+    """Prompts and all label texts, to score one against another.
+
+    Options of one token each share a single row per sample: targets `positions` (1,), `tokens` (B, 1) of the true
+    option, `option_tokens` (O,) and `label` (B,). Otherwise row `b * O + o` is prompt b with option o: targets
+    `positions` (K,), `tokens` (B * O, K) and `label` (B,). `counts` belongs to the true options in both cases.
+    """
+    labels = _labels(examples)
+    if all(len(option) == 1 for option in options):
+        rows = [(example.prompt_ids, example.completion_ids) for example in examples]
+        extra = {"option_tokens": torch.tensor([option[0] for option in options])}  # (O,)
+    else:
+        rows = [(example.prompt_ids, option) for example in examples for option in options]
+        extra = {}
+    inputs, targets = _left_padded(rows, pad_token_id=pad_token_id, position_ids=position_ids)
+    counts = [len(example.completion_ids) for example in examples]
+    return _batch(examples, inputs=inputs, targets=targets | extra | {"label": labels}, counts=counts)
+
+
+def collate_for_classifier(examples: Sequence[Example], *, pad_token_id: int, token_type_ids: bool) -> Batch:
+    """Texts for a classifier head, padded on the right; the target is `label` (B,)."""
+    width = max(len(example.prompt_ids) for example in examples)
+    ids = torch.full((len(examples), width), pad_token_id)  # (B, T)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.prompt_ids)] = torch.tensor(example.prompt_ids)
+        mask[row, : len(example.prompt_ids)] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if token_type_ids:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    return _batch(examples, inputs=inputs, targets={"label": _labels(examples)}, counts=[1] * len(examples))
+
+
+def _left_padded(
+    rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], *, pad_token_id: int, position_ids: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs and targets of (prompt, completion) rows, neither of them empty."""
+    width = max(len(prompt) + len(completion) for prompt, completion in rows) - 1
+    span = max(len(completion) for _, completion in rows)
+    ids = torch.full((len(rows), width), pad_token_id)  # (B, T)
+    mask = torch.zeros_like(ids)
+    tokens = torch.full((len(rows), span), IGNORED)  # (B, K)
+    for row, (prompt, completion) in enumerate(rows):
+        read = prompt + completion[:-1]
+        ids[row, width - len(read) :] = torch.tensor(read)
+        mask[row, width - len(read) :] = 1
+        tokens[row, span - len(completion) :] = torch.tensor(completion)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if position_ids:
+        inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+    return inputs, {"positions": torch.arange(width - span, width), "tokens": tokens}
+
+
+def _labels(examples: Sequence[Example]) -> Tensor:
+    labels = [example.label for example in examples]
+    assert None not in labels, "only a classification has labels"
+    return torch.tensor(labels)  # (B,)
+
+
+def _batch(
+    examples: Sequence[Example], *, inputs: dict[str, Tensor], targets: dict[str, Tensor], counts: Sequence[int]
+) -> Batch:
+    return Batch(
+        indices=tuple(example.index for example in examples),
+        inputs=inputs,
+        targets=targets,
+        counts=torch.tensor(counts, dtype=torch.float32),
+        num_tokens=int(inputs["attention_mask"].sum()),
+    )
