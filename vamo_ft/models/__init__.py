@@ -1,0 +1,1 @@
+"""Layer 2: models from transformers and adapters from peft."""

@@ -1,0 +1,230 @@
+"""Loads a model and its tokenizer, ready to train: from the Hub, a folder, a `.gguf` file or a checkpoint."""
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from vamo_ft.config.schema import ModelConfig
+from vamo_ft.core.errors import DataError
+from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
+from vamo_ft.models.export import quietly
+
+__all__ = ["LoadedModel", "load_model"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TASKS = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on the CPU, its tokenizer, and what the model's forward pass understands.
+
+    Attributes:
+        tokenizer: always has a pad token, one that the embedding has a row for.
+        accepts_position_ids: whether positions can be given, as left padding needs.
+        accepts_logits_to_keep: whether logits can be limited to some positions.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    accepts_position_ids: bool
+    accepts_logits_to_keep: bool
+
+
+def load_model(
+    config: ModelConfig, *, offline: bool, seed: int, num_labels: int | None = None, weights: Path | None = None
+) -> LoadedModel:
+    """The model of `config`, with its adapter and frozen parameters, and its tokenizer.
+
+    The global random state is neither used nor changed.
+
+    Args:
+        offline: make no network call.
+        seed: of what is not loaded: a new adapter, a new classifier head.
+        num_labels: classes of a sequence_classification model.
+        weights: `model/` of a checkpoint or of a finished run, whose values are taken over bit for bit. With an adapter
+            it holds the adapter, and the rest comes from `config.path`; without one it holds the whole model.
+
+    Raises:
+        DataError: the model cannot be loaded or there is nothing to train, with the place and the fix.
+    """
+    assert (num_labels is not None) == (config.task == "sequence_classification")
+    saved = None if weights is None else _local(weights, config=config)
+    complete = weights is not None and config.adapter is None
+    if weights is not None and complete:
+        _check_whole_model(weights)
+    source = saved if saved is not None and complete else _locate(config, offline=offline)
+    with quietly(), _one_line_errors(config.path), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the CUDA devices
+        tokenizer = AutoTokenizer.from_pretrained(**(saved or source))
+        for name in ("local_files_only", "is_local"):  # true here, and of no meaning where it is saved
+            tokenizer.init_kwargs.pop(name, None)
+        model, new_modules = _load(source, config=config, num_labels=num_labels, complete=complete)
+        _choose_pad_token(tokenizer, model, path=config.path)
+        parameters = inspect.signature(model.forward).parameters
+        if config.adapter is not None and weights is not None:
+            model = load_adapter(model, weights, base=config.path)
+        elif config.adapter is not None:
+            model = add_adapter(model, config, modules_to_save=new_modules)
+    freeze(model, config.freeze)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        accepts_position_ids="position_ids" in parameters,
+        accepts_logits_to_keep="logits_to_keep" in parameters,
+    )
+
+
+def _locate(config: ModelConfig, *, offline: bool) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for `model.path`."""
+    path = Path(config.path).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise DataError(f"model.path: {config.path}: there is no such file")
+        if importlib.util.find_spec("gguf") is None:
+            raise DataError(
+                f"model.path: {config.path}: reading .gguf files needs another package: pip install 'vamo-ft[gguf]'"
+            )
+        return _local(path.parent, config=config) | {"gguf_file": path.name}
+    if path.is_dir():
+        _check_whole_model(path)
+        return _local(path, config=config)
+    if path.is_file():
+        raise DataError(f"model.path: {config.path}: is a file; write the model's folder, or a .gguf file")
+    try:
+        cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
+    except HFValidationError:
+        raise DataError(f"model.path: {config.path}: there is no such folder, and it is not a Hub id") from None
+    if offline and not isinstance(cached, str):
+        raise DataError(
+            f"model.path: {config.path}: is not in the Hugging Face cache, and run.offline is true; "
+            "download it once with run.offline: false"
+        )
+    return {
+        "pretrained_model_name_or_path": config.path,
+        "revision": config.revision or "main",
+        "local_files_only": offline,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def _local(directory: Path, *, config: ModelConfig) -> dict[str, Any]:
+    return {
+        "pretrained_model_name_or_path": str(directory),
+        "local_files_only": True,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def _check_whole_model(directory: Path) -> None:
+    if (directory / "adapter_config.json").exists():
+        raise DataError(f"{directory}: holds an adapter, not a whole model; write its base model as model.path")
+    if not (directory / "config.json").is_file():
+        raise DataError(f"{directory}: is not a model folder: it has no config.json")
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"{index}: is damaged: {error}") from error
+    else:
+        names = {"model.safetensors"}
+    if missing := sorted(name for name in names if not name.endswith(".safetensors")):
+        raise DataError(f"{index}: names {missing[0]}, which is not a safetensors file; nothing else is opened")
+    if missing := sorted(name for name in names if not (directory / name).is_file()):
+        raise DataError(
+            f"{directory}: has no {missing[0]}; weights in other formats, such as pickled .bin, are not opened"
+        )
+
+
+def _load(
+    source: dict[str, Any], *, config: ModelConfig, num_labels: int | None, complete: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of the modules that the weights do not hold: those of a new classifier head."""
+    model_config = AutoConfig.from_pretrained(**source)
+    if num_labels is not None:
+        _set_num_labels(model_config, num_labels, path=config.path)
+    if getattr(model_config, "transformers_weights", None) is not None:
+        raise DataError(f"model.path: {config.path}: config.json names its own weights file, which is not supported")
+    model, info = _TASKS[config.task].from_pretrained(
+        **source,
+        config=model_config,
+        dtype=_DTYPES[config.dtype],
+        attn_implementation=config.attn_implementation,
+        use_safetensors=None if "gguf_file" in source else True,
+        quantization_config=GgufConfig(dequantize=True) if "gguf_file" in source else None,
+        adapter_kwargs={"local_files_only": source["local_files_only"]},  # it looks for adapters too, by other means
+        ignore_mismatched_sizes=True,  # reported below in one line
+        output_loading_info=True,
+    )
+    if info["mismatched_keys"]:
+        name, found, expected = min(info["mismatched_keys"])
+        raise DataError(
+            f"model.path: {config.path}: {name} has shape {tuple(found)} in the weights and {tuple(expected)} in the "
+            "model"
+        )
+    missing = sorted(info["missing_keys"])
+    head_may_be_new = num_labels is not None and not complete
+    if strange := [name for name in missing if not (head_may_be_new and _belongs_to_head(name, model))]:
+        raise DataError(f"model.path: {config.path}: the weights lack {len(strange)} tensors, such as {strange[0]}")
+    model.config.get_text_config().use_cache = False
+    # transformers gives the pad token's row no gradient. Which row that is must not depend on where the model comes
+    # from, and where pad is the end-of-text token its row has to learn.
+    model.get_input_embeddings().padding_idx = None
+    return model, sorted({name.rpartition(".")[0] for name in missing})
+
+
+def _set_num_labels(model_config: Any, num_labels: int, *, path: str) -> None:
+    architecture = (getattr(model_config, "architectures", None) or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and model_config.num_labels != num_labels:
+        raise DataError(
+            f"model.path: {path}: its classifier has {model_config.num_labels} labels and data.format.labels has "
+            f"{num_labels}; write as many, or choose a model without a classifier"
+        )
+    model_config.num_labels = num_labels
+
+
+def _belongs_to_head(name: str, model: PreTrainedModel) -> bool:
+    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
+
+
+def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, path: str) -> None:
+    """Uses a token that exists, so that the embedding keeps its size; its value never matters."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token):
+        index = None if token is None else tokenizer.convert_tokens_to_ids(token)
+        if index is not None and index < rows:
+            tokenizer.pad_token = token
+            model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+            return
+    raise DataError(f"model.path: {path}: the tokenizer has no pad, eos or unk token to pad with")
+
+
+@contextmanager
+def _one_line_errors(path: str) -> Iterator[None]:
+    """Turns what the libraries raise for a bad model into the first line of it, with the place."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(f"model.path: {path}: {reason}") from error
