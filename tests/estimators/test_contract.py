@@ -1,0 +1,184 @@
+"""What every estimator promises, run over all of them."""
+
+import pytest
+import torch
+
+from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_vamo, gradient, normal
+from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import GradientEstimator
+from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.types import Estimate, LossTerms
+from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.probes import LossProbe
+from vamo_ft.estimators.spsa import Spsa
+
+ESTIMATORS = ("first_order", "spsa_central", "spsa_forward", "vamo_table", "vamo_recompute", "vamo_auto_eps")
+WIDTH, SAMPLES = 40, 48
+
+
+def build(name: str, objective: NetworkObjective) -> GradientEstimator:
+    parameters, runtime = TrainableParameters(objective.module), LocalRuntime()
+    match name.split("_", 1):
+        case ["first", _]:
+            return FirstOrder(objective, parameters, runtime, seed=7)
+        case ["spsa", difference]:
+            probe = LossProbe(objective, parameters, HashedDirections(parameters), runtime)
+            return Spsa(probe, runtime, num_probes=3, eps=1e-3, difference=difference, seed=7)
+        case ["vamo", "auto_eps"]:
+            return build_vamo(objective, eps=None)
+        case ["vamo", source]:
+            return build_vamo(objective, source=source, eps=1e-3)
+    raise AssertionError(name)
+
+
+def problem(dtype: torch.dtype = torch.float64, *, dropout: float = 0.0) -> tuple[NetworkObjective, ToySource]:
+    counts = torch.arange(SAMPLES) % 4 + 1.0
+    source = ToySource(normal(SAMPLES, WIDTH, seed=1, dtype=dtype), batch_size=16, counts=counts)
+    return NetworkObjective(TinyNetwork(WIDTH, dtype=dtype, dropout=dropout)), source
+
+
+def run(estimator: GradientEstimator, source: ToySource, *, step: int = 0, parts: int = 1) -> Estimate:
+    estimator.prepare(source, step)
+    indices = source.step_indices(step)
+    size = len(indices) // parts
+    return estimator.estimate([source.batch(indices[i : i + size]) for i in range(0, len(indices), size)], step)
+
+
+def result(objective: NetworkObjective, estimate: Estimate) -> torch.Tensor:
+    return gradient(objective) if estimate.projected is None else estimate.projected.coefficients
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_parameters_are_bit_identical_after_an_estimate(name, dtype):
+    objective, source = problem(dtype)
+    digest = TrainableParameters(objective.module).digest()
+    estimator = build(name, objective)
+    for step in range(3):
+        run(estimator, source, step=step)
+        assert TrainableParameters(objective.module).digest() == digest
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("calls", [0, 1, 4, 9])
+def test_parameters_are_bit_identical_when_the_loss_raises(name, calls):
+    class Failing(NetworkObjective):
+        left = calls
+
+        def terms(self, batch) -> LossTerms:
+            if self.left == 0:
+                raise ArithmeticError
+            self.left -= 1
+            return super().terms(batch)
+
+    objective = Failing(problem()[0].network)
+    digest = TrainableParameters(objective.module).digest()
+    estimator, source = build(name, objective), problem()[1]
+
+    def run_steps() -> None:
+        for step in range(10):
+            run(estimator, source, step=step)
+
+    with pytest.raises(ArithmeticError):
+        run_steps()
+    assert TrainableParameters(objective.module).digest() == digest
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_partitioning_does_not_change_the_estimate(name, parts, dtype):
+    objective, source = problem(dtype)
+    whole = run(build(name, objective), source)
+    expected = result(objective, whole).double()
+    cut = run(build(name, objective), source, parts=parts)
+    actual = result(objective, cut).double()
+    if dtype == torch.float64:
+        tolerance = 1e-10 * expected.norm()
+    elif whole.projected is None:
+        tolerance = 1e-5 * expected.norm()
+    else:
+        tolerance = torch.tensor(4 * 2**-23 * float(whole.loss) / 1e-3)
+    assert (actual - expected).norm() <= tolerance
+    assert cut.loss == pytest.approx(float(whole.loss), rel=1e-6)
+    assert cut.work == whole.work
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_estimate_is_a_function_of_the_step_not_of_the_generator(name):
+    objective, source = problem(dropout=0.3)
+    estimates = []
+    for state in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(state)
+            before = torch.get_rng_state()
+            estimates.append(result(objective, run(build(name, objective), source, step=5)).clone())
+            assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*estimates)
+    other_step = result(objective, run(build(name, objective), source, step=6))
+    assert not torch.equal(other_step, estimates[0])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_restored_estimator_goes_on_as_the_first_one(name):
+    objective, source = problem()
+    first = build(name, objective)
+    run(first, source, step=0)
+    second = build(name, objective)
+    second.load_state_dict(first.state_dict())
+    expected = result(objective, run(first, source, step=1)).clone()
+    assert torch.equal(result(objective, run(second, source, step=1)), expected)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_loss_is_the_weighted_mean(name):
+    objective, source = problem()
+    batch = source.batch(source.step_indices(0))
+    objective.module.eval()
+    terms = objective.terms(batch)
+    expected = (terms.total.sum() / terms.count.sum()).item()
+    assert float(run(build(name, objective), source).loss) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["spsa_central", "spsa_forward"])
+def test_a_zeroth_order_estimate_allocates_no_gradient(name):
+    objective, source = problem()
+    run(build(name, objective), source)
+    assert all(parameter.grad is None for parameter in objective.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward"),
+    [("first_order", 16, 16), ("spsa_central", 6 * 16, 0), ("spsa_forward", 4 * 16, 0), ("vamo_table", 16, 16)],
+)
+def test_work_counts_what_the_model_was_asked_for(name, forward, backward):
+    objective, source = problem()
+    seen = 0
+
+    def count(module, inputs) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    objective.module.register_forward_pre_hook(count)
+    estimator = build(name, objective)
+    preparation = estimator.prepare(source, 0)
+    assert preparation.forward_samples == seen
+    seen = 0
+    work = run(estimator, source).work
+    assert (work.forward_samples, work.backward_samples) == (forward, backward)
+    assert seen == forward
+
+
+def test_work_of_a_snapshot_with_a_search_for_eps():
+    objective, source = problem()
+    seen = 0
+
+    def count(module, inputs) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    objective.module.register_forward_pre_hook(count)
+    work = build("vamo_auto_eps", objective).prepare(source, 0)
+    assert work.forward_samples == seen
+    assert work.backward_samples == 8

@@ -1,0 +1,78 @@
+"""The perturbation size whose finite differences agree best with back-propagation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.hashing import HashKey
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import Directions, Objective, Runtime
+from vamo_ft.core.types import Batch, Work
+from vamo_ft.estimators.probes import Difference, LossProbe, probe_points, probe_work
+
+__all__ = ["CANDIDATES", "EpsChoice", "EpsSearch"]
+
+CANDIDATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""Per coordinate. Rounding drowns the small ones, in bfloat16 above all, and curvature bends the large ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpsChoice:
+    """The chosen eps, its correlation with the exact derivatives, and what the search cost."""
+
+    eps: float
+    correlation: float
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class EpsSearch:
+    """Compares finite differences of a few samples with `<grad L_i, z_j>` for each candidate eps.
+
+    Both are centred per direction, since only differences between samples enter the correction: a common offset, such
+    as the curvature term of a forward difference, does no harm.
+    """
+
+    objective: Objective
+    parameters: TrainableParameters
+    directions: Directions
+    runtime: Runtime
+    probe: LossProbe
+    difference: Difference
+
+    def run(self, samples: Sequence[Batch], together: Batch, keys: Sequence[HashKey]) -> EpsChoice:
+        """Tries every candidate.
+
+        Args:
+            samples: batches of one sample each, at least two.
+            together: the same samples in one batch.
+            keys: the q directions of the snapshot.
+        """
+        exact = torch.stack([self._exact(sample, keys) for sample in samples])  # (n, q)
+        work = Work(len(together), len(together), together.num_tokens, together.num_tokens)
+        best = (CANDIDATES[0], -1.0)
+        for eps in CANDIDATES:
+            points = probe_points(self.difference, num_probes=len(keys), eps=eps)
+            estimated, _ = self.probe.derivatives([together], points, keys)
+            work += probe_work([together], points)
+            best = max(best, (eps, _correlation(estimated, exact)), key=lambda choice: choice[1])
+        return EpsChoice(*best, work)
+
+    def _exact(self, sample: Batch, keys: Sequence[HashKey]) -> Tensor:
+        """(q,) float64 derivatives of the sample's summed loss by back-propagation."""
+        self.parameters.clear_gradients()
+        self.objective.module.eval()
+        with self.runtime.autocast():
+            total = self.objective.terms(sample.to(self.runtime.device)).total.sum()
+        self.runtime.backward(total)
+        derivatives = self.directions.dots([tensor.grad for tensor in self.parameters.tensors], keys)
+        self.parameters.clear_gradients()
+        return derivatives
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    first, second = first - first.mean(0), second - second.mean(0)
+    scale = first.norm() * second.norm()
+    return float((first * second).sum() / scale) if scale > 0 else 0.0

@@ -1,0 +1,73 @@
+"""Zeroth-order estimate from loss differences (SPSA; MeZO)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from vamo_ft.core.errors import VamoFtError
+from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.estimators.probes import Difference, LossProbe, probe_points, probe_work
+
+__all__ = ["Spsa"]
+
+
+class Spsa:
+    """`g = (1/q) sum_j c_j z_j`, with c_j the directional derivative of the step's mean loss along z_j.
+
+    The same directions serve every micro-batch of the step. The estimate stays a list of coefficients; no gradient is
+    allocated. The reported loss is the mean over the probe points.
+
+    Args:
+        probe: evaluates the losses.
+        num_probes: q.
+        eps: perturbation per coordinate.
+        difference: central (2q forward passes) or forward (q + 1).
+        seed: the run's seed; directions are keyed by (seed, step, probe).
+
+    Source: Spall 1992; Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", arXiv 2305.17333,
+    Algorithm 1.
+    """
+
+    def __init__(
+        self, probe: LossProbe, runtime: Runtime, *, num_probes: int, eps: float, difference: Difference, seed: int
+    ) -> None:
+        self._probe = probe
+        self._runtime = runtime
+        self._num_probes = num_probes
+        self._points = probe_points(difference, num_probes=num_probes, eps=eps)
+        self._seed = seed
+
+    def prepare(self, source: SampleSource, step: int) -> Work:
+        """Nothing is due."""
+        return Work()
+
+    def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
+        """2q or q + 1 forward passes per sample.
+
+        Raises:
+            VamoFtError: the losses do not depend on the perturbation at all.
+        """
+        keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
+        derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)
+        if not derivatives.any():
+            raise VamoFtError(
+                f"step {step}: the loss of every sample is the same to the last bit at all probe points; the "
+                "perturbation does not reach the model (method.eps too small for the precision, or frozen parameters)"
+            )
+        weight = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device).double().sum()
+        coefficients = derivatives.sum(0) / weight  # (q,)
+        return Estimate(
+            loss=total / weight,
+            work=probe_work(micro_batches, self._points),
+            projected=ProjectedGradient(coefficients / self._num_probes, keys),
+            metrics={"projected_gradient": coefficients.abs().mean()},
+        )
+
+    def state_dict(self) -> StateDict:
+        """Nothing is kept between steps."""
+        return {}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Nothing is kept between steps."""

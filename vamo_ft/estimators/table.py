@@ -1,0 +1,92 @@
+"""The directional-derivative table of a snapshot.
+
+Shapes: n samples of the data, b of a batch, q probes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.protocols import StateDict
+from vamo_ft.estimators.probes import ProbePoint
+
+__all__ = ["DerivativeTable"]
+
+
+class DerivativeTable:
+    """What a snapshot knows of every sample: q derivatives of its summed loss, and its weight.
+
+    The rows replace a copy of the snapshot's parameters, forward passes there in every step, and a dense full gradient:
+    with `dL_ij` the derivative of sample i's summed loss along z_j and t_i its weight,
+
+        cbar_j = sum_i dL_ij / sum_i t_i        (i over the reference samples)
+        b_j    = sum_{i in I} (dL_ij - t_i cbar_j) / (b Tbar),      Tbar = sum_i t_i / n
+
+    `b` is the noise of batch I's mean gradient along the directions, and has mean zero over uniformly drawn batches.
+    `normaliser="batch"` divides by the batch's own weight instead of `b Tbar`, as SVRG does.
+
+    Args:
+        num_samples: n; rows that were not scored count as absent.
+        num_probes: q.
+        dtype: of the rows, float32 except for float64 parameters. State is 4nq bytes, and 4n for the weights.
+    """
+
+    def __init__(self, num_samples: int, *, num_probes: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._derivatives = torch.zeros(num_samples, num_probes, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(num_samples, dtype=torch.float32, device=device)
+        self._scored = torch.zeros(num_samples, dtype=torch.bool)  # on the host: checked without a synchronisation
+        self._mean = torch.zeros(num_probes, dtype=torch.float64, device=device)
+        self._mean_count = torch.ones((), dtype=torch.float64, device=device)
+        self._dtype = dtype
+
+    @property
+    def mean(self) -> Tensor:
+        """(q,) float64, `cbar`: derivatives of the mean loss over the reference samples."""
+        return self._mean
+
+    def add(self, indices: Sequence[int], point: ProbePoint, losses: Tensor, counts: Tensor) -> None:
+        """Enters the (m,) losses of samples `indices` at a probe point."""
+        rows = torch.tensor(indices, device=self._derivatives.device)
+        self._derivatives[rows, point.columns] += point.weight * losses.unsqueeze(1)
+        self._counts[rows] = counts.to(self._counts)
+        self._scored[list(indices)] = True
+
+    def close(self, reference: Sequence[int]) -> None:
+        """Ends the pass: takes the means over `reference`, and keeps the rows in their final precision."""
+        rows = torch.tensor(reference, device=self._derivatives.device)
+        counts = self._counts[rows].double()
+        self._derivatives = self._derivatives.to(self._dtype)
+        self._mean = self._derivatives[rows].double().sum(0) / counts.sum()
+        self._mean_count = counts.mean()
+
+    def batch_noise(self, indices: Sequence[int], *, normaliser: str) -> Tensor:
+        """(q,) float64, `b` for the batch of samples `indices`."""
+        assert bool(self._scored[list(indices)].all()), "a sample of the step is not in the snapshot's table"
+        rows = torch.tensor(indices, device=self._derivatives.device)
+        return self.noise(self._derivatives[rows], self._counts[rows], normaliser=normaliser)
+
+    def noise(self, derivatives: Tensor, counts: Tensor, *, normaliser: str) -> Tensor:
+        """(q,) float64, `b` from (b, q) derivatives and (b,) weights evaluated elsewhere."""
+        counts = counts.double()
+        centred = derivatives.double() - counts.unsqueeze(1) * self._mean  # (b, q)
+        return centred.sum(0) / (counts.sum() if normaliser == "batch" else len(counts) * self._mean_count)
+
+    def state_dict(self) -> StateDict:
+        """Rows, weights and means."""
+        return {
+            "derivatives": self._derivatives,
+            "counts": self._counts,
+            "scored": self._scored,
+            "mean": self._mean,
+            "mean_count": self._mean_count,
+        }
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict`."""
+        device = self._derivatives.device
+        self._derivatives = state["derivatives"].to(device)
+        self._counts = state["counts"].to(device)
+        self._scored = state["scored"].cpu()
+        self._mean = state["mean"].to(device)
+        self._mean_count = state["mean_count"].to(device)
