@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from tests.toys import NetworkObjective, TinyNetwork, ToySource, normal
+from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.types import Estimate, ProjectedGradient, Work
+from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.optim.projected import ProjectedSgd
+from vamo_ft.optim.update_rules import DenseRule, build_optimizer
+
+RULES = {
+    "sgd": ({"momentum": 0.9, "nesterov": True}, lambda p, wd: torch.optim.SGD(p, momentum=0.9, nesterov=True)),
+    "adamw": ({"betas": (0.8, 0.95), "eps": 1e-6}, lambda p, wd: torch.optim.AdamW(p, betas=(0.8, 0.95), eps=1e-6)),
+    "adagrad": ({}, lambda p, wd: torch.optim.Adagrad(p)),
+}
+
+
+def source() -> ToySource:
+    return ToySource(normal(40, 10, seed=0, dtype=torch.float32), batch_size=8)
+
+
+def reference_digest(name: str, *, steps: int, clip: float | None) -> str:
+    """The same data through plain autograd and torch.optim."""
+    objective = NetworkObjective(TinyNetwork(10))
+    weight, bias = objective.network.layer.weight, objective.network.layer.bias
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = RULES[name][1](groups, 0.1)
+    data = source()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 / (step + 1)
+        optimizer.zero_grad()
+        terms = objective.terms(data.batch(data.step_indices(step)))
+        (terms.total / terms.count.sum()).sum().backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_([bias, weight], clip)
+        optimizer.step()
+    return TrainableParameters(objective.module).digest()
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("resumed_at", [None, 3])
+def test_trajectories_equal_torch_optim_bit_for_bit(name, clip, resumed_at):
+    objective = NetworkObjective(TinyNetwork(10))
+    parameters = TrainableParameters(objective.module)
+    estimator = FirstOrder(objective, parameters, LocalRuntime(), seed=0)
+
+    def build() -> DenseRule:
+        optimizer = build_optimizer(parameters, name=name, weight_decay=0.1, **RULES[name][0])
+        return DenseRule(parameters, None, optimizer, max_grad_norm=clip)
+
+    rule, data = build(), source()
+    for step in range(6):
+        if step == resumed_at:
+            state = rule.state_dict()
+            rule = build()
+            rule.load_state_dict(state)
+        estimate = estimator.estimate([data.batch(data.step_indices(step))], step)
+        norm = rule.apply(estimate, learning_rate=0.05 / (step + 1), step=step)["grad_norm"]
+        assert norm is not None and norm > 0.1
+    assert parameters.digest() == reference_digest(name, steps=6, clip=clip)
+
+
+def projected(*coefficients: float) -> Estimate:
+    keys = tuple(HashKey(1, Domain.DIRECTION, 0, probe) for probe in range(len(coefficients)))
+    gradient = ProjectedGradient(torch.tensor(coefficients, dtype=torch.float64), keys)
+    return Estimate(loss=torch.zeros(()), work=Work(), projected=gradient)
+
+
+def dense(estimate: Estimate, directions: HashedDirections) -> torch.Tensor:
+    rows = torch.stack([directions.values(key, 0, directions.numel) for key in estimate.projected.keys])
+    return estimate.projected.coefficients @ rows.double()
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 1e6])
+def test_projected_sgd_equals_dense_arithmetic_and_allocates_no_gradient(clip):
+    network = TinyNetwork(10, dtype=torch.float64)
+    parameters = TrainableParameters(network)
+    directions = HashedDirections(parameters, distribution="gaussian")
+    rule = ProjectedSgd(parameters, directions, weight_decay=0.2, max_grad_norm=clip, seed=0)
+    estimate = projected(0.3, -0.4)
+    gradient = dense(estimate, directions)
+    norm = gradient.norm()
+    if clip is not None:
+        gradient = gradient * min(1.0, clip / float(norm))
+    old = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+    measured = rule.apply(estimate, learning_rate=0.1, step=0)
+    split = dict(zip(parameters.names, gradient.split([t.numel() for t in parameters.tensors]), strict=True))
+    weight = old["layer.weight"] * (1 - 0.1 * 0.2) - 0.1 * split["layer.weight"].view(3, 10)
+    bias = old["layer.bias"] - 0.1 * split["layer.bias"]
+    assert torch.allclose(network.layer.weight, weight, atol=1e-12)
+    assert torch.allclose(network.layer.bias, bias, atol=1e-12)
+    assert measured["grad_norm"] is None if clip is None else measured["grad_norm"] == pytest.approx(float(norm))
+    assert all(tensor.grad is None for tensor in parameters.tensors)
+
+
+def test_bfloat16_updates_far_below_an_ulp_do_not_vanish():
+    network = TinyNetwork(2000, dtype=torch.bfloat16)
+    with torch.no_grad():
+        network.layer.weight.fill_(1.0)
+    parameters = TrainableParameters(network)
+    directions = HashedDirections(parameters)
+    rule = ProjectedSgd(parameters, directions, weight_decay=0.0, max_grad_norm=None, seed=0)
+    for step in range(100):
+        rule.apply(projected(1.0), learning_rate=2e-5, step=step)
+    signs = torch.zeros_like(network.layer.weight, dtype=torch.float32)
+    zeros = torch.zeros_like(network.layer.bias, dtype=torch.float32)
+    directions.axpy_([zeros, signs], torch.tensor([1.0]), projected(1.0).projected.keys)
+    moved = ((network.layer.weight.detach().float() - 1) * signs).mean()
+    assert moved == pytest.approx(-100 * 2e-5, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_projected_gradient_goes_through_a_rule_with_state(name):
+    network = TinyNetwork(10, dtype=torch.float64)
+    parameters = TrainableParameters(network)
+    directions = HashedDirections(parameters)
+    optimizer = build_optimizer(parameters, name=name, weight_decay=0.0)
+    rule = DenseRule(parameters, directions, optimizer, max_grad_norm=None)
+    old = torch.cat([tensor.detach().reshape(-1) for tensor in parameters.tensors])
+    estimate = projected(0.3, -0.4)
+    rule.apply(estimate, learning_rate=0.1, step=0)
+    new = torch.cat([tensor.detach().reshape(-1) for tensor in parameters.tensors])
+    gradient = dense(estimate, directions)
+    expected = old - 0.1 * (gradient if name == "sgd" else gradient / (gradient.abs() + 1e-8))
+    assert torch.allclose(new, expected, atol=1e-9)

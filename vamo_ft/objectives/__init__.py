@@ -1,0 +1,1 @@
+"""Layer 2: per-sample losses. Each objective owns its module and reduces nothing."""

@@ -1,0 +1,76 @@
+"""Classification: by label words after a prompt, or by a classifier head.
+
+Shapes: B samples, O options (classes), K kept positions, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
+from vamo_ft.objectives.causal_lm import CausalLM
+
+__all__ = ["SequenceClassification", "VerbaliserClassification"]
+
+
+class VerbaliserClassification:
+    """Trains on the label word as text; classifies by the option of the highest mean token log-probability.
+
+    Evaluation batches hold either prompts alone with the options' single tokens (`option_tokens`, (O,)), so that one
+    forward pass scores all options, or B * O rows, every option of a sample after its prompt.
+    """
+
+    def __init__(self, language_model: CausalLM) -> None:
+        self._language_model = language_model
+
+    @property
+    def module(self) -> nn.Module:
+        """The language model."""
+        return self._language_model.module
+
+    def terms(self, batch: Batch) -> LossTerms:
+        """The causal loss of the right label's tokens."""
+        return self._language_model.terms(batch)
+
+    def evaluate(self, batch: Batch) -> EvaluationTerms:
+        """The causal loss of the right label, and whether it scores highest."""
+        label = batch.targets["label"]  # (B,)
+        if "option_tokens" in batch.targets:
+            log_probs = self._language_model.logits(batch)[:, 0].log_softmax(-1)  # (B, V)
+            sums = scores = log_probs[:, batch.targets["option_tokens"]]  # (B, O)
+        else:
+            token_log_probs = self._language_model.token_log_probs(batch)  # (B * O, K)
+            lengths = (batch.targets["tokens"] != -100).sum(1)
+            sums = token_log_probs.sum(1).view(len(label), -1)
+            scores = sums / lengths.view_as(sums)
+        total = -sums.gather(1, label.unsqueeze(1)).squeeze(1)
+        return EvaluationTerms(LossTerms(total, batch.counts), scores.argmax(1) == label)
+
+
+class SequenceClassification:
+    """`L_i = - log p(class_i)` from the logits of a classifier head; every sample weighs 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @property
+    def module(self) -> nn.Module:
+        """The model with its head."""
+        return self._model
+
+    def terms(self, batch: Batch) -> LossTerms:
+        """Cross-entropy of each sample, in float32 or wider."""
+        return self._terms(self._logits(batch), batch)
+
+    def evaluate(self, batch: Batch) -> EvaluationTerms:
+        """The loss, and whether the largest logit is the right one."""
+        logits = self._logits(batch)
+        return EvaluationTerms(self._terms(logits, batch), logits.argmax(1) == batch.targets["label"])
+
+    def _logits(self, batch: Batch) -> Tensor:
+        logits: Tensor = self._model(**batch.inputs).logits  # (B, O)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @staticmethod
+    def _terms(logits: Tensor, batch: Batch) -> LossTerms:
+        return LossTerms(cross_entropy(logits, batch.targets["label"], reduction="none"), batch.counts)

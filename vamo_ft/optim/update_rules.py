@@ -1,0 +1,95 @@
+"""`torch.optim` behind the update-rule contract."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import Directions, StateDict
+from vamo_ft.core.types import Estimate
+from vamo_ft.optim.decay import decays
+
+__all__ = ["DenseRule", "build_optimizer"]
+
+
+def build_optimizer(
+    parameters: TrainableParameters,
+    *,
+    name: Literal["sgd", "adamw", "adagrad"],
+    weight_decay: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float | None = None,
+) -> torch.optim.Optimizer:
+    """`torch.optim`'s rule over the parameters, without weight decay for biases and norms.
+
+    sgd and adagrad add `weight_decay * x` to the gradient; adamw decays decoupled from it.
+
+    Args:
+        eps: added to adamw's or adagrad's denominator; None takes torch's default.
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters.tensors if decays(p)], "weight_decay": weight_decay},
+        {"params": [p for p in parameters.tensors if not decays(p)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    match name:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8 if eps is None else eps)
+        case "adagrad":
+            return torch.optim.Adagrad(groups, lr=0.0, eps=1e-10 if eps is None else eps)
+
+
+class DenseRule:
+    """Clips the gradient's Euclidean norm, then lets a `torch.optim` rule do the arithmetic.
+
+    A projected gradient is first materialised in `.grad`: rules with state need it whole.
+    """
+
+    def __init__(
+        self,
+        parameters: TrainableParameters,
+        directions: Directions | None,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None,
+    ) -> None:
+        self._parameters = parameters
+        self._directions = directions
+        self._optimizer = optimizer
+        self._max_grad_norm = max_grad_norm
+
+    def apply(self, estimate: Estimate, *, learning_rate: float, step: int) -> Mapping[str, Tensor | float | None]:
+        """One update; drops the gradients afterwards."""
+        if (projected := estimate.projected) is not None:
+            assert self._directions is not None
+            self._parameters.clear_gradients()
+            self._directions.axpy_(self._parameters.gradients(), projected.coefficients, projected.keys)
+        gradients = [tensor.grad for tensor in self._parameters.tensors if tensor.grad is not None]
+        norm = get_total_norm(gradients)
+        if self._max_grad_norm is not None:
+            clip_grads_with_norm_(self._parameters.tensors, self._max_grad_norm, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._parameters.clear_gradients()
+        return {"grad_norm": norm}
+
+    def state_dict(self) -> StateDict:
+        """The rule's tensors by parameter name."""
+        named = zip(self._parameters.names, self._parameters.tensors, strict=True)
+        return {name: dict(self._optimizer.state[tensor]) for name, tensor in named if tensor in self._optimizer.state}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict`; each tensor goes where torch keeps it."""
+        for name, tensor in zip(self._parameters.names, self._parameters.tensors, strict=True):
+            if name in state:
+                self._optimizer.state[tensor] = {
+                    key: value if key == "step" else value.to(tensor.device) for key, value in state[name].items()
+                }
