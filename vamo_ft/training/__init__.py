@@ -1,0 +1,1 @@
+"""Layer 2: the loop, and what happens around a step."""

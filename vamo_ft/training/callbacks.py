@@ -1,0 +1,182 @@
+"""What happens around a step: metrics, evaluation, checkpoints."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.protocols import StateDict
+from vamo_ft.training.evaluation import EvaluationResult
+from vamo_ft.training.ledger import Ledger
+from vamo_ft.training.sinks import MetricsWriter
+from vamo_ft.training.state import RunState, StepRecord
+
+__all__ = ["Callback", "Checkpointer", "Evaluator", "MetricsLogger", "peak_memory_bytes"]
+
+_log = logging.getLogger("vamo_ft")
+
+Due = Callable[[int], bool]
+"""Whether a period ends with step number `step` (counted from 1)."""
+
+
+class Callback:
+    """Does nothing; callbacks override what they need."""
+
+    def at_boundary(self, state: RunState) -> None:
+        """Before the first step, between steps and after the last. A resumed run starts at the boundary it left."""
+
+    def after_step(self, state: RunState, record: StepRecord) -> None:
+        """After every update."""
+
+    def on_stop(self, state: RunState) -> None:
+        """The run was asked to stop and is about to."""
+
+
+class MetricsLogger(Callback):
+    """Writes training lines to metrics.jsonl and the log; the loss is the mean since the line before."""
+
+    def __init__(
+        self, writer: MetricsWriter, *, due: Due, num_steps: int, ledger: Ledger, samples_per_epoch: int
+    ) -> None:
+        self._writer = writer
+        self._due = due
+        self._num_steps = num_steps
+        self._ledger = ledger
+        self._samples_per_epoch = samples_per_epoch
+        self._loss_sum = 0.0
+        self._losses = 0
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def after_step(self, state: RunState, record: StepRecord) -> None:
+        """Writes a line when one is due, and after the last step."""
+        self._loss_sum += record.loss
+        self._losses += 1
+        if not (self._due(state.step) or state.step == self._num_steps):
+            return
+        seconds = state.seconds - self._seconds
+        line: dict[str, Any] = {
+            "step": state.step,
+            "epoch": state.samples / self._samples_per_epoch,
+            "loss": self._loss_sum / self._losses,
+            "learning_rate": record.learning_rate,
+            **_as_numbers(record.measured),
+            "tokens": state.tokens,
+            "samples": state.samples,
+            "forward_evals": state.work.forward_samples,
+            "backward_evals": state.work.backward_samples,
+            "flops": self._ledger.flops(state.work),
+            "seconds": state.seconds,
+            "tokens_per_second": (state.tokens - self._tokens) / seconds if seconds > 0 else None,
+            "peak_memory_bytes": peak_memory_bytes(),
+            **{f"method.{name}": value for name, value in _as_numbers(record.metrics).items()},
+        }
+        self._writer.write(line)
+        _log.info(
+            "step %d of %d  loss %.4f  lr %.3g  %.0f tokens/s",
+            state.step,
+            self._num_steps,
+            line["loss"],
+            record.learning_rate,
+            line["tokens_per_second"] or 0,
+        )
+        self._loss_sum, self._losses = 0.0, 0
+        self._tokens, self._seconds = state.tokens, state.seconds
+
+    def state_dict(self) -> StateDict:
+        """The sums since the last line, and how much of the file belongs to the run so far."""
+        self._writer.flush()
+        return {
+            "loss_sum": self._loss_sum,
+            "losses": self._losses,
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+            "length": self._writer.length,
+        }
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict` and cuts the file back, so that no step is written twice."""
+        self._loss_sum, self._losses = state["loss_sum"], state["losses"]
+        self._tokens, self._seconds = state["tokens"], state["seconds"]
+        self._writer.truncate_to(state["length"])
+
+
+class Evaluator(Callback):
+    """Evaluates before the first step, every period and after the last step; writes `eval.*` lines."""
+
+    def __init__(
+        self,
+        run: Callable[[], EvaluationResult],
+        writer: MetricsWriter,
+        *,
+        metrics: Sequence[str],
+        due: Due,
+        num_steps: int,
+    ) -> None:
+        self._run = run
+        self._writer = writer
+        self._metrics = metrics
+        self._due = due
+        self._num_steps = num_steps
+        self._evaluated: int | None = None
+        self.history: list[dict[str, Any]] = []
+
+    def at_boundary(self, state: RunState) -> None:
+        """Evaluates when it is due and has not been done at this step."""
+        step = state.step
+        if self._evaluated == step or not (step in (0, self._num_steps) or self._due(step)):
+            return
+        began = time.perf_counter()
+        result = self._run()
+        values = {"loss": result.loss, "accuracy": result.accuracy}
+        shown = {name: values[name] for name in self._metrics}
+        line: dict[str, Any] = {"step": step, **{f"eval.{name}": value for name, value in shown.items()}}
+        self._writer.write({**line, "eval.samples": result.num_samples, "eval.seconds": time.perf_counter() - began})
+        _log.info("evaluation at step %d  %s", step, "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        self.history.append(line)
+        self._evaluated = step
+
+    def state_dict(self) -> StateDict:
+        """The last step that was evaluated, and the results so far."""
+        return {"evaluated": self._evaluated, "history": self.history}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict`."""
+        self._evaluated, self.history = state["evaluated"], list(state["history"])
+
+
+class Checkpointer(Callback):
+    """Saves every period, after the last step and when the run is stopped."""
+
+    def __init__(self, save: Callable[[RunState], None], *, due: Due, num_steps: int, saved: int | None) -> None:
+        self._save = save
+        self._due = due
+        self._num_steps = num_steps
+        self._saved = saved
+
+    def at_boundary(self, state: RunState) -> None:
+        """Saves when it is due and this step is not saved yet."""
+        if state.step != self._saved and state.step > 0 and (self._due(state.step) or state.step == self._num_steps):
+            self.on_stop(state)
+
+    def on_stop(self, state: RunState) -> None:
+        """Saves; at the same step a later state (more of a snapshot) takes the place of an earlier one."""
+        self._save(state)
+        self._saved = state.step
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory so far: allocated on the CUDA device, or the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _as_numbers(values: Mapping[str, Tensor | float | None]) -> dict[str, float | None]:
+    return {name: float(value) if isinstance(value, Tensor) else value for name, value in values.items()}

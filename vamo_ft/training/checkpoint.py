@@ -1,0 +1,301 @@
+"""Checkpoints that are complete or invisible, and hold nothing that runs code when it is opened.
+
+    step-00000200/
+      model/                     what the model saver wrote; safetensors
+      state/<owner>.json         the owner's state tree, with a placeholder for each tensor
+      state/<owner>.safetensors  those tensors, named by their path in the tree
+      MANIFEST.json              step, facts, and size and SHA-256 of every other file
+
+A checkpoint is written under a hidden name beside its place, synced file by file, and renamed. One of the same step
+that stands there already is first renamed to `.replaced-step-00000200`, which counts until the new one is in place.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vamo_ft.core.errors import DataError
+from vamo_ft.core.protocols import StateDict
+from vamo_ft.training.rundir import sync_directory, write_json
+
+__all__ = ["Checkpoint", "newest_checkpoint", "open_checkpoint", "save_checkpoint"]
+
+_log = logging.getLogger("vamo_ft")
+_FORMAT = 1
+_MANIFEST = "MANIFEST.json"
+_REPLACED = ".replaced-"
+_NAME = re.compile(rf"({re.escape(_REPLACED)})?step-(\d{{8,}})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An intact checkpoint.
+
+    Attributes:
+        step: steps done.
+        facts: the JSON values it was saved with.
+    """
+
+    path: Path
+    step: int
+    facts: Mapping[str, Any]
+
+    @property
+    def model_dir(self) -> Path:
+        """The folder that the model saver wrote."""
+        return self.path / "model"
+
+    def load(self, owner: str) -> StateDict:
+        """The state of `owner`, its tensors on the CPU.
+
+        Raises:
+            DataError: the checkpoint has no such owner.
+        """
+        place = self.path / "state" / owner
+        if not place.with_suffix(".json").is_file():
+            raise DataError(f"{self.path}: has no state of {owner}; it belongs to a run with another configuration")
+        tree = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+        state: StateDict = _joined(tree, load_file(place.with_suffix(".safetensors")))
+        return state
+
+
+def save_checkpoint(
+    root: Path,
+    *,
+    step: int,
+    owners: Mapping[str, StateDict],
+    save_model: Callable[[Path], None],
+    facts: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `root/step-<step>`, then removes what it makes obsolete.
+
+    Obsolete are all but the `keep` newest, and those of later steps: they belong to a continuation that was given up.
+
+    Args:
+        owners: name -> state tree. Numbers survive exactly, NaN and infinities included; dtypes too.
+        save_model: writes the model into the folder it is given.
+        facts: JSON values that identify the run, readable without loading an owner.
+        keep: at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        DataError: it could not be written, for want of space or another reason; earlier ones are untouched.
+        TypeError: a state tree or `facts` holds something else than their types allow.
+    """
+    assert keep >= 1
+    root.mkdir(parents=True, exist_ok=True)
+    _remove(path for path in root.iterdir() if path.name.startswith(".tmp-"))  # left by a killed process
+    split = {owner: _split_state(owner, state) for owner, state in owners.items()}
+    _check_space(root, split.values())
+    final = root / f"step-{step:08d}"
+    temporary = root / f".tmp-{final.name}"
+    try:
+        (temporary / "state").mkdir(parents=True)
+        (temporary / "model").mkdir()
+        save_model(temporary / "model")
+        for owner, (tree, tensors) in split.items():
+            save_file(tensors, temporary / "state" / f"{owner}.safetensors")
+            write_json(temporary / "state" / f"{owner}.json", tree)
+        _write_manifest(temporary, step=step, facts=facts)
+        _put_in_place(temporary, final)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{final}: could not be saved: {error}{_last_good(root)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _remove_obsolete(root, step=step, keep=keep)
+    return final
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, every file of it verified.
+
+    Raises:
+        DataError: it is damaged; names the file and what is wrong with it.
+    """
+    manifest = _read_manifest(path)
+    for name, entry in manifest["files"].items():
+        _verify_file(path, name, size=entry["size"], sha256=entry["sha256"])
+    return Checkpoint(path=path, step=manifest["step"], facts=_joined(manifest["facts"], {}))
+
+
+def newest_checkpoint(root: Path) -> Checkpoint | None:
+    """The newest intact checkpoint in `root`; damaged ones are logged and skipped."""
+    for path in _checkpoints(root):
+        try:
+            return open_checkpoint(path)
+        except DataError as error:
+            _log.warning("checkpoint skipped: %s", error)
+    return None
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Newest first; a replaced one follows its replacement."""
+    found = [(match, path) for path in root.glob("*step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for match, path in sorted(found, key=lambda pair: (-int(pair[0][2]), pair[0][1] is not None))]
+
+
+def _split_state(owner: str, state: StateDict) -> tuple[Any, dict[str, Tensor]]:
+    assert re.fullmatch(r"\w+", owner), owner
+    tensors: dict[str, Tensor] = {}
+    tree = _split(state, path="", tensors=tensors)
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
+        storages.add(storage)
+    return tree, tensors
+
+
+def _split(value: Any, *, path: str, tensors: dict[str, Tensor] | None) -> Any:
+    """`value` as standard JSON, its tensors put into `tensors`; a dict with a key `$...` stands for another value."""
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if isinstance(value, Tensor) and tensors is not None:
+        tensors[path] = value.detach().cpu().contiguous()
+        return {"$tensor": path}
+    if type(value) is list:
+        return [_split(item, path=f"{path}/{index}", tensors=tensors) for index, item in enumerate(value)]
+    if type(value) is dict and all(isinstance(key, str) and not key.startswith("$") for key in value):
+        return {
+            key: _split(item, path=f"{path}/{key.replace('~', '~0').replace('/', '~1')}", tensors=tensors)
+            for key, item in value.items()
+        }
+    raise TypeError(f"state{path}: {type(value).__name__} cannot be saved")
+
+
+def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_joined(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        return tensors[value["$tensor"]]
+    if "$float" in value:
+        return float(value["$float"])
+    return {key: _joined(item, tensors) for key, item in value.items()}
+
+
+def _write_manifest(directory: Path, *, step: int, facts: Mapping[str, Any]) -> None:
+    """Syncs every file, then writes the manifest, which carries a hash of itself."""
+    files = {}
+    for folder, _, names in os.walk(directory):
+        for path in (Path(folder) / name for name in names):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+        sync_directory(Path(folder))
+    tree = _split(dict(facts), path="/facts", tensors=None)
+    content = {"format": _FORMAT, "step": step, "facts": tree, "files": files}
+    write_json(directory / _MANIFEST, {**content, "sha256": _digest(content)})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    place = path / _MANIFEST
+    try:
+        if path.is_symlink() or place.is_symlink():
+            raise ValueError("is a symbolic link")
+        manifest: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        if manifest.pop("sha256") != _digest(manifest):
+            raise ValueError("its SHA-256 differs")
+        if manifest["format"] != _FORMAT:
+            raise DataError(f"{path}: {_MANIFEST} has format {manifest['format']}, this version reads {_FORMAT}")
+        if path.name.removeprefix(_REPLACED) != f"step-{manifest['step']:08d}":
+            raise DataError(f"{path}: {_MANIFEST} belongs to step {manifest['step']}")
+        return manifest
+    except FileNotFoundError:
+        raise DataError(f"{path}: {_MANIFEST} is missing; this is not a complete checkpoint") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: {_MANIFEST} is damaged: {error}") from None
+
+
+def _verify_file(root: Path, name: str, *, size: int, sha256: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+        raise DataError(f"{root}: {name} points outside of the checkpoint")
+    path = root
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            raise DataError(f"{root}: {path.relative_to(root)} is a symbolic link")
+    if not path.is_file():
+        raise DataError(f"{root}: {name} is missing")
+    if path.stat().st_size != size:
+        raise DataError(f"{root}: {name} has {path.stat().st_size} bytes instead of {size}")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{root}: {name} cannot be read: {error}") from error
+    if digest != sha256:
+        raise DataError(f"{root}: {name} is damaged: its SHA-256 differs")
+
+
+def _check_space(root: Path, states: Iterable[tuple[Any, Mapping[str, Tensor]]]) -> None:
+    """Compares the free space with the state tensors and the model folder of the newest checkpoint."""
+    needed = sum(tensor.nbytes for _, tensors in states for tensor in tensors.values())
+    for newest in _checkpoints(root)[:1]:
+        needed += sum(path.stat().st_size for path in (newest / "model").rglob("*") if path.is_file())
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise DataError(
+            f"{root}: a checkpoint needs {_gigabytes(needed)} and {_gigabytes(free)} are free, "
+            f"{_gigabytes(needed - free)} are missing{_last_good(root)}"
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3f} GB"
+
+
+def _last_good(root: Path) -> str:
+    return "".join(f"; the last checkpoint stays: {path}" for path in _checkpoints(root)[:1])
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    if final.exists():
+        replaced = final.with_name(_REPLACED + final.name)
+        _remove([replaced])
+        final.rename(replaced)
+    temporary.rename(final)
+    sync_directory(final.parent)
+
+
+def _remove_obsolete(root: Path, *, step: int, keep: int) -> None:
+    paths = _checkpoints(root)
+    steps = [path for path in paths if path.name.startswith("step-") and int(path.name[5:]) <= step]
+    kept = set(steps[:keep])
+    _remove(path for path in paths if path not in kept)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Hides each folder before it is emptied, so that a kill half way leaves no damaged checkpoint to be found."""
+    for path in list(paths):
+        try:
+            hidden = path if path.name.startswith(".tmp-") else path.rename(path.with_name(f".tmp-{path.name}"))
+            shutil.rmtree(hidden)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _log.warning("%s: could not be removed: %s", path, error)

@@ -1,0 +1,86 @@
+"""Where metrics go: one JSON object a line."""
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+__all__ = ["MetricsWriter"]
+
+_log = logging.getLogger("vamo_ft")
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl`.
+
+    Every line is standard JSON, which has no word for NaN and infinity: numbers that are not finite become null. A
+    line reaches the operating system when it is written, and the disk at `flush`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._file = path.open("ab")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def length(self) -> int:
+        """Bytes of all records so far; what a checkpoint keeps for `truncate_to`."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one line."""
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        self._file.write(line.encode())
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Makes what was written durable."""
+        os.fsync(self._file.fileno())
+
+    def truncate_to(self, length: int) -> None:
+        """Goes back to `length` bytes, as a resume does, so that no step is in the file twice.
+
+        What is cut off is appended to `metrics.discarded.jsonl` beside it first. A file that is shorter than `length`
+        is left as it is, with a warning.
+        """
+        surplus = self.length - length
+        if surplus < 0:
+            _log.warning("%s: %d bytes shorter than the checkpoint says; lines were lost", self._path, -surplus)
+        if surplus <= 0:
+            return
+        discarded = self._path.with_name(f"{self._path.stem}.discarded{self._path.suffix}")
+        with self._path.open("rb") as source, discarded.open("ab") as target:
+            source.seek(length)
+            shutil.copyfileobj(source, target)
+            target.flush()
+            os.fsync(target.fileno())
+        self._file.truncate(length)
+        self.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self.flush()
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
