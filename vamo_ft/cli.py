@@ -1,0 +1,152 @@
+"""The command line: arguments in, exit codes out. What a command needs is imported inside its function."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="vamo-ft",
+    help="Fine-tune Hugging Face language models from one YAML file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_INTERRUPTED = 130
+_STOPPED = 75
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as method.probes=4; may be repeated."),
+]
+
+
+@dataclass(slots=True)
+class _Options:
+    debug: bool = False
+
+
+def main() -> NoReturn:
+    """Runs the command that the process was started with."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command.
+
+    Returns:
+        0 finished; 1 unexpected error; 2 usage, configuration or data; 3 diverged; 4 out of memory; 75 stopped with a
+        checkpoint; 130 interrupted.
+    """
+    options = _Options()
+    try:
+        code = app(arguments, prog_name="vamo-ft", standalone_mode=False, obj=options)
+    except Exception as error:
+        return _report(error, debug=options.debug)
+    if code == _INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    code = getattr(error, "exit_code", None)
+    if not isinstance(code, int):
+        if not debug:
+            kind = type(error).__name__
+            print(f"unexpected error: {kind}: {error} (run again with --debug for the traceback)", file=sys.stderr)
+        return 1
+    show = getattr(error, "show", None)
+    if callable(show):  # usage errors know how to show themselves
+        show()
+        return code
+    prefix = "" if code == _STOPPED else "error: "
+    for line in str(error).splitlines():
+        print(f"{prefix}{line}", file=sys.stderr)
+    return code
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vamo_ft import __version__
+
+        print(f"vamo-ft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks of errors.")] = False,
+) -> None:
+    context.obj.debug = debug
+
+
+@app.command("train")
+def _train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="auto|never|PATH", help="Continue from the newest checkpoint, from none, or from PATH."),
+    ] = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Use a new run directory if the first one is taken.")] = False,
+) -> None:
+    """Train, or continue where the run stopped."""
+    from vamo_ft.commands.train import train
+
+    train(config, overrides=overrides or [], resume=resume, fresh=fresh)
+
+
+@app.command("validate")
+def _validate(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a configuration and print it with every default and where each value comes from."""
+    from vamo_ft.commands.validate import validate
+
+    validate(config, overrides=overrides or [])
+
+
+@app.command("evaluate")
+def _evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Another data set with the same columns.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print loss and accuracy of a trained model."""
+    from vamo_ft.commands.evaluate import evaluate
+
+    evaluate(target, data=data, overrides=overrides or [])
+
+
+@app.command("methods")
+def _methods() -> None:
+    """List the methods, what each costs per step and what it holds in memory."""
+    from vamo_ft.commands.methods import methods
+
+    methods()
+
+
+@app.command("init")
+def _init(
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="One of the names that 'vamo-ft methods' lists.")
+    ] = "vamo",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.")] = Path("config.yaml"),
+) -> None:
+    """Write a commented configuration to start from."""
+    from vamo_ft.commands.init import init
+
+    init(method=method, out=out)

@@ -1,0 +1,1 @@
+"""Layer 4: one verb of the command line per file."""

@@ -1,0 +1,37 @@
+"""Where log lines go: the terminal, and the run's log.txt."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+__all__ = ["logging_to"]
+
+
+@contextmanager
+def logging_to(console: Console, *, file: Path | None = None) -> Iterator[None]:
+    """Within the block the program's log goes to `console`, and with dates to `file`."""
+    logger = logging.getLogger("vamo_ft")
+    handlers: list[logging.Handler]
+    if console.is_terminal:
+        handlers = [RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")]
+    else:
+        handlers = [logging.StreamHandler(console.file)]
+    if file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level, logger.propagate = logger.level, False
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
+        logger.propagate = True

@@ -1,0 +1,117 @@
+"""`vamo-ft init`: a commented configuration to start from."""
+
+import difflib
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vamo_ft.config.method import METHOD_NAMES
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.config.section import Section
+from vamo_ft.config.yaml_text import write_yaml_value
+from vamo_ft.core.errors import UsageError
+
+__all__ = ["init", "starter_config"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What differs between methods; learning rates are for a LoRA adapter."""
+
+    optimizer: str
+    learning_rate: float
+    steps: int
+    method: Mapping[str, Any]
+
+
+_ZEROTH_ORDER = _Choice("sgd", 5e-5, 5000, {"probes": 1, "eps": 1e-2})
+
+_CHOICES: Mapping[str, _Choice] = {
+    "first_order": _Choice("adamw", 1e-3, 1000, {}),
+    "sgd": _Choice("sgd", 1e-1, 1000, {}),
+    "adamw": _Choice("adamw", 1e-3, 1000, {}),
+    "adagrad": _Choice("adagrad", 1e-2, 1000, {}),
+    "spsa": _ZEROTH_ORDER,
+    "mezo": _ZEROTH_ORDER,
+    "vamo": _Choice("adamw", 1e-3, 1000, {"probes": 4, "eps": "auto", "snapshot": {"every": "1 epoch", "set": "all"}}),
+}
+
+
+def init(*, method: str, out: Path) -> None:
+    """Writes the starter configuration of a method.
+
+    Raises:
+        UsageError: there is no such method, or the file exists or cannot be written.
+    """
+    if method not in METHOD_NAMES:
+        close = difflib.get_close_matches(method, METHOD_NAMES, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(METHOD_NAMES)}"
+        raise UsageError(f"--method {method}: no such method; {hint}")
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(starter_config(method))
+    except FileExistsError:
+        raise UsageError(f"{out}: exists already; name another file with --out") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
+    print(f"wrote {out}\nnext:  vamo-ft validate {out}")
+
+
+def starter_config(method: str) -> str:
+    """The file's text; every comment is the schema's own description of the key."""
+    values = _values(method)
+    lines = [
+        "# Trains a LoRA adapter to tell two classes apart. 'vamo-ft validate' lists every key with its default.",
+        '# A row of the data: {"sentence": "a joy from start to end", "label": 1}',
+        *_lines(RunConfig.model_validate(values), values, indent=""),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _values(method: str) -> dict[str, Any]:
+    choice = _CHOICES[method]
+    is_zeroth_order = choice is _ZEROTH_ORDER
+    return {
+        "run": {"name": f"{method.replace('_', '-')}-lora", "seed": 42},
+        "model": {
+            "path": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "adapter": {"type": "lora", "r": 8, "alpha": 16.0, "target_modules": "all-linear"},
+        },
+        "data": {
+            "train": {"path": "data/train.jsonl"},
+            "evaluation": {"path": "data/eval.jsonl"},
+            "format": {
+                "type": "classification",
+                "template": "{sentence} It was",
+                "label": "label",
+                "labels": {0: " terrible", 1: " great"},
+            },
+            "max_length": 256,
+        },
+        "method": {"name": method, **choice.method},
+        "optimizer": {"name": choice.optimizer, "learning_rate": choice.learning_rate},
+        "schedule": {"name": "constant"} if is_zeroth_order else {"name": "linear", "warmup_steps": 50},
+        "training": {"steps": choice.steps, "batch_size": 16},
+        "evaluation": {"every": f"{choice.steps // 10} steps", "metrics": ["loss", "accuracy"]},
+        "checkpoint": {"every": f"{choice.steps // 10} steps", "keep": 2},
+    }
+
+
+def _lines(section: Section, values: Mapping[str, Any], *, indent: str) -> Iterator[str]:
+    for key, value in values.items():
+        child = getattr(section, key)
+        about = type(section).model_fields[key].description or inspect.getdoc(child)
+        assert about is not None
+        if not indent:
+            yield ""
+        yield from textwrap.wrap(
+            about.splitlines()[0], width=100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+        )
+        if isinstance(child, Section):
+            yield f"{indent}{key}:"
+            yield from _lines(child, value, indent=indent + "  ")
+        else:
+            yield f"{indent}{key}: {write_yaml_value(value)}"

@@ -1,0 +1,172 @@
+"""`vamo-ft train`: from a configuration file to a finished run, or on from where it stopped."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vamo_ft.assemble import Run, Surroundings, build_run
+from vamo_ft.commands.console import logging_to
+from vamo_ft.config.load import dump_config, load_config
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.errors import StopRequested, UsageError, VamoFtError
+from vamo_ft.training.callbacks import peak_memory_bytes
+from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from vamo_ft.training.progress import ConsoleProgress
+from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
+from vamo_ft.training.runtime import memory_errors_explained
+from vamo_ft.training.signals import StopSignals
+from vamo_ft.training.sinks import MetricsWriter
+
+__all__ = ["train"]
+
+_log = logging.getLogger("vamo_ft")
+
+
+def train(config_path: Path, *, overrides: Sequence[str], resume: str, fresh: bool) -> None:
+    """Trains, or goes on with the run directory's newest intact checkpoint.
+
+    Args:
+        config_path: the configuration file.
+        overrides: `key=value` pairs that replace what the file says.
+        resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
+        fresh: use a new run directory, `<name>-2` and so on, if the first one is taken.
+
+    Raises:
+        ConfigError: the configuration is not valid.
+        VamoFtError: the run could not be started or finished; `exit_code` says how it ended.
+    """
+    config = load_config(config_path, overrides=overrides).config
+    directory = _run_directory(config, fresh=fresh)
+    directory.lock()
+    try:
+        if resume == "auto" and _is_finished(directory, config):
+            print(f"{directory.root}: this run is finished; its model is in {directory.model}")
+            return
+        console = Console(stderr=True)
+        with logging_to(console, file=directory.log), StopSignals() as signals, _status_of(directory, signals):
+            _train(config, directory, checkpoint=_starting_point(directory, resume), console=console, signals=signals)
+    finally:
+        directory.unlock()
+
+
+def _train(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    checkpoint: Checkpoint | None,
+    console: Console,
+    signals: StopSignals,
+) -> None:
+    with MetricsWriter(directory.metrics) as writer:
+        if checkpoint is None:
+            writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
+        surroundings = Surroundings(
+            checkpoints=directory.checkpoints,
+            writer=writer,
+            progress=ConsoleProgress(console),
+            stop_requested=signals.requested,
+        )
+        run = build_run(config, surroundings, checkpoint=checkpoint)
+        write_text(directory.config, dump_config(config))
+        write_json(directory.environment, environment(run.device_name))
+        if checkpoint is not None:
+            _log.info("going on from %s", checkpoint.path)
+        _log.info(
+            "%s: %s trainable of %s parameters, %d training samples, %d steps",
+            config.method.name,
+            f"{run.parameters.numel:,}",
+            f"{sum(p.numel() for p in run.loaded.model.parameters()):,}",
+            run.trainer.source.num_samples,
+            run.trainer.num_steps,
+        )
+        run.trainer.train()
+    _save_final_model(run, config, directory)
+    _print_summary(run, directory)
+
+
+def _run_directory(config: RunConfig, *, fresh: bool) -> RunDirectory:
+    parent = Path(config.run.output_dir)
+    root, number = parent / config.run.name, 1
+    while fresh and root.exists():
+        number += 1
+        root = parent / f"{config.run.name}-{number}"
+    return RunDirectory(root)
+
+
+def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
+    status = directory.read_status()
+    if status is None or status.get("state") != "finished" or not directory.config.is_file():
+        return False
+    written: str = directory.config.read_text(encoding="utf-8")
+    return written == dump_config(config)
+
+
+def _starting_point(directory: RunDirectory, resume: str) -> Checkpoint | None:
+    if resume not in ("auto", "never"):
+        return open_checkpoint(Path(resume))
+    checkpoint = newest_checkpoint(directory.checkpoints)
+    if checkpoint is not None and resume == "never":
+        raise UsageError(
+            f"{directory.root} holds checkpoints, and --resume never would lose them; use --fresh for a new directory"
+        )
+    return checkpoint
+
+
+@contextmanager
+def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
+    """Keeps status.json true, whatever happens in the block, and says what to do next."""
+    directory.write_status("running")
+    try:
+        with memory_errors_explained():
+            yield
+    except StopRequested as error:
+        directory.write_status("stopped", exit_code=error.exit_code)
+        raise StopRequested(f"{error} by {signals.name}; run the same command again to go on") from None
+    except VamoFtError as error:
+        state = {3: "diverged", 4: "out_of_memory"}.get(error.exit_code, "failed")
+        directory.write_status(state, exit_code=error.exit_code, facts={"message": str(error)})
+        raise
+    except BaseException as error:
+        directory.write_status("failed", exit_code=1, facts={"message": f"{type(error).__name__}: {error}"})
+        raise
+    else:
+        directory.write_status("finished", exit_code=0)
+
+
+def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> None:
+    """Writes the model aside and puts it in place of an older one."""
+    aside = directory.model.with_name(".model.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    facts = {"base model": config.model.path, "training data": config.data.train.path, "method": config.method.name}
+    if run.evaluator is not None:
+        facts |= {name: f"{value:.4f}" for name, value in run.evaluator.history[-1].items() if name != "step"}
+    run.save_model(aside, title=config.run.name, facts=facts)
+    shutil.rmtree(directory.model, ignore_errors=True)
+    aside.rename(directory.model)
+
+
+def _print_summary(run: Run, directory: RunDirectory) -> None:
+    """Before and after, the best step, the cost, and the next command."""
+    state = run.trainer.state
+    console = Console()
+    if run.evaluator is not None:
+        history = run.evaluator.history
+        table = Table("evaluation", "before", "after", "best", "at step", title=str(directory.root))
+        for name in (key for key in history[0] if key != "step"):
+            better = min if name == "eval.loss" else max
+            best = better(history, key=lambda line: line[name])
+            figures = [f"{line[name]:.4f}" for line in (history[0], history[-1], best)]
+            table.add_row(name.removeprefix("eval."), *figures, str(best["step"]))
+        console.print(table)
+    console.print(
+        f"{state.step} steps in {state.seconds:.0f} s; {state.work.forward_samples} forward and "
+        f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB"
+    )
+    console.print(f"model: {directory.model}", soft_wrap=True)
+    if run.evaluator is not None:
+        console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True)

@@ -1,0 +1,57 @@
+"""`vamo-ft validate`: every key of a configuration, and where its value comes from."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vamo_ft.config.load import load_config, resolved_values
+from vamo_ft.config.method import SpsaConfig
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.config.yaml_text import write_yaml_value
+
+__all__ = ["config_warnings", "validate"]
+
+_FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".gguf")
+_WIDEST_VALUE = 32  # longer values push only their own comment to the right
+
+
+def validate(config_path: Path, *, overrides: Sequence[str]) -> None:
+    """Prints the resolved configuration, one value a line, and warnings on standard error.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    loaded = load_config(config_path, overrides=overrides)
+    values = {key: write_yaml_value(value) for key, value in resolved_values(loaded.config).items()}
+    key_width = max(map(len, values))
+    value_width = min(_WIDEST_VALUE, max(map(len, values.values())))
+    for key, value in values.items():
+        print(f"{key:<{key_width}}  {value:<{value_width}}  # {loaded.sources[key]}")
+    for warning in config_warnings(loaded.config):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{config_path} is valid")
+
+
+def config_warnings(config: RunConfig) -> Iterator[str]:
+    """What is allowed and yet hardly meant."""
+    if config.model.dtype == "bfloat16" and config.model.adapter is None and not _updates_round_stochastically(config):
+        yield (
+            "model.dtype: updates of bfloat16 weights smaller than half their last bit are lost; use float32 with "
+            "training.autocast: bfloat16"
+        )
+    if config.evaluation.every is not None and config.data.evaluation is None:
+        yield "evaluation.every: has no effect without data.evaluation"
+    if config.training.steps is not None and config.schedule.warmup_steps >= config.training.steps:
+        yield f"schedule.warmup_steps: the run's {config.training.steps} steps end within the warm-up"
+    paths = {"model.path": config.model.path, "data.train.path": config.data.train.path}
+    if config.data.evaluation is not None:
+        paths["data.evaluation.path"] = config.data.evaluation.path
+    for key, path in paths.items():
+        is_local = path.startswith((".", "/")) or path.endswith(_FILE_SUFFIXES)
+        if is_local and not Path(path).exists():
+            yield f"{key}: {path} does not exist (relative paths start in the working directory)"
+
+
+def _updates_round_stochastically(config: RunConfig) -> bool:
+    """Plain SGD on a projected gradient; every other rule rounds to nearest."""
+    return isinstance(config.method, SpsaConfig) and config.optimizer.name == "sgd" and config.optimizer.momentum == 0
