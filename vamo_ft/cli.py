@@ -106,9 +106,12 @@ def _train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Use a new run directory if the first one is taken.")] = False,
 ) -> None:
     """Train, or continue where the run stopped."""
+    from vamo_ft.commands.settings import load_settings
+
+    settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.train import train
 
-    train(config, overrides=overrides or [], resume=resume, fresh=fresh)
+    train(settings, resume=resume, fresh=fresh)
 
 
 @app.command("validate")
@@ -126,9 +129,13 @@ def _evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Print loss and accuracy of a trained model."""
+    from vamo_ft.commands.settings import find_run, load_settings
+
+    config, model = find_run(target)
+    settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.evaluate import evaluate
 
-    evaluate(target, data=data, overrides=overrides or [])
+    evaluate(settings, model=model, data=data)
 
 
 @app.command("methods")

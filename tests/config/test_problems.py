@@ -21,6 +21,15 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # (what is replaced in the valid file, by what, what is said)
 CASES: list[tuple[str, str, list[str]]] = [
+    # what is refused with its reason
+    (
+        "path: some/model",
+        "path: some/model\n  dtype: float16",
+        [
+            "5: model.dtype: float16 weights are for inference: updates and probe points need the range of bfloat16 or "
+            "float32"
+        ],
+    ),
     # unknown keys
     ("name: vamo", "name: vamo\n  probs: 4", ["11: method.probs: unknown key. Did you mean 'probes'?"]),
     (

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vamo_ft.assemble import Run, Surroundings, build_run
 from vamo_ft.commands.console import logging_to
-from vamo_ft.config.load import dump_config, load_config
+from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import StopRequested, UsageError, VamoFtError
 from vamo_ft.training.callbacks import peak_memory_bytes
@@ -27,20 +27,16 @@ __all__ = ["train"]
 _log = logging.getLogger("vamo_ft")
 
 
-def train(config_path: Path, *, overrides: Sequence[str], resume: str, fresh: bool) -> None:
+def train(config: RunConfig, *, resume: str, fresh: bool) -> None:
     """Trains, or goes on with the run directory's newest intact checkpoint.
 
     Args:
-        config_path: the configuration file.
-        overrides: `key=value` pairs that replace what the file says.
         resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
         fresh: use a new run directory, `<name>-2` and so on, if the first one is taken.
 
     Raises:
-        ConfigError: the configuration is not valid.
         VamoFtError: the run could not be started or finished; `exit_code` says how it ended.
     """
-    config = load_config(config_path, overrides=overrides).config
     directory = _run_directory(config, fresh=fresh)
     directory.lock()
     try:

@@ -66,6 +66,15 @@ class ModelConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; off for safety")
 
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _float16_is_for_inference(cls, value: Any) -> Any:
+        if value == "float16":
+            raise ValueError(
+                "float16 weights are for inference: updates and probe points need the range of bfloat16 or float32"
+            )
+        return value
+
 
 class DataSetConfig(Section):
     """One data set."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, StateDict
 from vamo_ft.core.types import Estimate
@@ -66,13 +67,19 @@ class DenseRule:
         self._max_grad_norm = max_grad_norm
 
     def apply(self, estimate: Estimate, *, learning_rate: float, step: int) -> Mapping[str, Tensor | float | None]:
-        """One update; drops the gradients afterwards."""
+        """One update; drops the gradients afterwards.
+
+        Raises:
+            DivergenceError: the gradient is not finite; nothing was changed.
+        """
         if (projected := estimate.projected) is not None:
             assert self._directions is not None
             self._parameters.clear_gradients()
             self._directions.axpy_(self._parameters.gradients(), projected.coefficients, projected.keys)
         gradients = [tensor.grad for tensor in self._parameters.tensors if tensor.grad is not None]
         norm = get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise DivergenceError(f"step {step + 1}: the gradient's norm is {norm:g}; the update was not made")
         if self._max_grad_norm is not None:
             clip_grads_with_norm_(self._parameters.tensors, self._max_grad_norm, norm)
         for group in self._optimizer.param_groups:

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from tests.toys import NetworkObjective, TinyNetwork, ToySource, normal
+from vamo_ft.core.errors import StopRequested
+from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.types import EvaluationTerms
+from vamo_ft.training.evaluation import evaluate
+from vamo_ft.training.progress import SilentProgress
+
+
+class HeldOut(ToySource):
+    def batches(self, *, token_budget: int):
+        for group in self.groups(range(self.num_samples), token_budget=token_budget):
+            yield self.batch(group)
+
+
+class Classifier(NetworkObjective):
+    def evaluate(self, batch) -> EvaluationTerms:
+        return EvaluationTerms(self.terms(batch), batch.inputs["features"][:, 0] > 0)
+
+
+def run(objective, source, *, token_budget: int = 3, stop_requested=lambda: False):
+    return evaluate(
+        objective,
+        source,
+        LocalRuntime(),
+        token_budget=token_budget,
+        progress=SilentProgress(),
+        stop_requested=stop_requested,
+    )
+
+
+def test_loss_is_the_weighted_mean_and_accuracy_the_share_whatever_the_batches():
+    source = HeldOut(normal(10, 4, seed=0), batch_size=1, counts=torch.arange(10) + 1.0)
+    objective = Classifier(TinyNetwork(4, dtype=torch.float64, dropout=0.5))
+    objective.module.eval()
+    terms = objective.terms(source.batch(range(10)))
+    expected = (terms.total.sum() / terms.count.sum()).item()
+    objective.module.train()
+    for token_budget in (1, 3, 10):
+        result = run(objective, source, token_budget=token_budget)
+        assert result.loss == pytest.approx(expected, rel=1e-12)
+        assert result.accuracy == (source.features[:, 0] > 0).double().mean().item()
+        assert result.num_samples == 10
+
+
+def test_accuracy_is_none_where_nothing_is_classified():
+    source = HeldOut(normal(4, 4, seed=0), batch_size=1)
+    assert run(NetworkObjective(TinyNetwork(4, dtype=torch.float64)), source).accuracy is None
+
+
+def test_a_stop_is_honoured_between_batches():
+    polls = iter([False, True])
+    source = HeldOut(normal(9, 4, seed=0), batch_size=1)
+    with pytest.raises(StopRequested):
+        run(NetworkObjective(TinyNetwork(4, dtype=torch.float64)), source, stop_requested=lambda: next(polls))

@@ -1,0 +1,81 @@
+"""A folder with a tiny model, data and a configuration, and ways to run commands in it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+
+from tests.tiny import save_model_folder, sentiment_rows, tiny_llama, write_jsonl
+from vamo_ft.cli import run
+
+TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "eval.seconds")
+LORA = {"type": "lora", "r": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+
+
+def base_config() -> dict[str, Any]:
+    return {
+        "run": {"name": "tiny", "seed": 3},
+        "model": {"path": "model"},
+        "data": {
+            "train": {"path": "train.jsonl"},
+            "evaluation": {"path": "eval.jsonl"},
+            "format": {
+                "type": "classification",
+                "template": "{sentence} It was",
+                "labels": {0: " bad", 1: " fine"},
+            },
+            "max_length": 48,
+        },
+        "method": {"name": "adamw"},
+        "optimizer": {"learning_rate": 0.01},
+        "training": {"steps": 8, "batch_size": 6},
+        "evaluation": {"every": "4 steps", "metrics": ["loss", "accuracy"]},
+        "checkpoint": {"every": "3 steps"},
+        "logging": {"every": "2 steps"},
+    }
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+class Workspace:
+    """The folder; commands run in this process, with it as the working directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        save_model_folder(root / "model", tiny_llama())
+        write_jsonl(root / "train.jsonl", sentiment_rows(20))
+        write_jsonl(root / "eval.jsonl", sentiment_rows(9))
+
+    def configure(self, changes: Mapping[str, Any] | None = None, *, file: str = "config.yaml") -> str:
+        text = yaml.safe_dump(merged(base_config(), changes or {}), sort_keys=False)
+        (self.root / file).write_text(text, encoding="utf-8")
+        return file
+
+    def train(self, *arguments: str, config: str = "config.yaml") -> int:
+        return run(["train", config, *arguments])
+
+    def directory(self, name: str = "tiny") -> Path:
+        return self.root / "runs" / name
+
+    def metrics(self, name: str = "tiny") -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, without what depends on the clock."""
+        lines = (self.directory(name) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+    def weights(self, name: str = "tiny") -> str:
+        """A hash of the final model's tensors."""
+        digest = hashlib.sha256()
+        for file in sorted((self.directory(name) / "model").glob("*.safetensors")):
+            for key, tensor in sorted(load_file(file).items()):
+                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} {tensor.float().tolist()}".encode())
+        return digest.hexdigest()

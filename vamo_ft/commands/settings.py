@@ -1,0 +1,38 @@
+"""What a command knows before any heavy library is loaded: its configuration, and whether it may use the network."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vamo_ft.config.load import load_config
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.errors import UsageError
+
+__all__ = ["find_run", "load_settings"]
+
+
+def load_settings(config_path: Path, *, overrides: Sequence[str]) -> RunConfig:
+    """The configuration; `run.offline` is made known to the Hugging Face libraries, which read it when imported.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    config = load_config(config_path, overrides=overrides).config
+    if config.run.offline:
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    return config
+
+
+def find_run(target: Path) -> tuple[Path, Path]:
+    """The configuration file and the model folder that a run directory, or a checkpoint in one, stands for.
+
+    Raises:
+        UsageError: it is neither, or the run has no final model.
+    """
+    model = target / "model"
+    for run in (target, target.parent.parent):
+        if model.is_dir() and (run / "config.yaml").is_file():
+            return run / "config.yaml", model
+    if (target / "config.yaml").is_file():
+        raise UsageError(f"{target}: this run has no final model yet; name one of its checkpoints")
+    raise UsageError(f"{target}: neither a run directory nor a checkpoint in one")
