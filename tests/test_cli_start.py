@@ -76,19 +76,33 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Path, dict[str, Any]]] = []
+    calls: list[tuple[str, dict[str, Any]]] = []
     for name in ("train", "evaluate"):
-        _replace(monkeypatch, name, lambda path, **options: calls.append((path, options)))
+        _replace(monkeypatch, name, lambda config, **options: calls.append((config.run.name, options)))
     assert run(["train", "config.yaml"]) == 0
-    assert run(["train", "a.yaml", "--set", "a.b=1", "--set", "c=[2]", "--resume", "never", "--fresh"]) == 0
-    assert run(["evaluate", "runs/a", "--data", "d.csv", "--set", "a=1"]) == 0
-    assert run(["evaluate", "runs/a"]) == 0
+    assert (
+        run(["train", "config.yaml", "--set", "run.name=b", "--set", "run.seed=2", "--resume", "never", "--fresh"]) == 0
+    )
+    Path("runs/a/model").mkdir(parents=True)
+    Path("runs/a/checkpoints/step-00000002/model").mkdir(parents=True)
+    Path("runs/a/config.yaml").write_text(Path("config.yaml").read_text())
+    assert run(["evaluate", "runs/a", "--data", "d.csv", "--set", "run.name=c"]) == 0
+    assert run(["evaluate", "runs/a/checkpoints/step-00000002"]) == 0
     assert calls == [
-        (Path("config.yaml"), {"overrides": [], "resume": "auto", "fresh": False}),
-        (Path("a.yaml"), {"overrides": ["a.b=1", "c=[2]"], "resume": "never", "fresh": True}),
-        (Path("runs/a"), {"data": "d.csv", "overrides": ["a=1"]}),
-        (Path("runs/a"), {"data": None, "overrides": []}),
+        ("demo", {"resume": "auto", "fresh": False}),
+        ("b", {"resume": "never", "fresh": True}),
+        ("c", {"model": Path("runs/a/model"), "data": "d.csv"}),
+        ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None}),
     ]
+
+
+def test_offline_is_known_before_the_libraries_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    _replace(monkeypatch, "train", lambda config, **options: seen.append(os.environ.get("HF_HUB_OFFLINE")))
+    monkeypatch.setattr(os, "environ", {})
+    assert run(["train", "config.yaml"]) == 0
+    assert run(["train", "config.yaml", "--set", "run.offline=true"]) == 0
+    assert seen == [None, "1"]
 
 
 def test_every_line_of_a_config_error_is_marked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,6 +180,8 @@ def test_training_longer_goes_on_and_other_changes_are_refused(
     assert workspace.train() == 0
     assert workspace.train("--set", "training.steps=6") == 0
     assert [line["step"] for line in workspace.metrics() if "loss" in line] == [2, 4, 6]
+    assert workspace.train("--set", "run.name=whole", "--set", "training.steps=6") == 0
+    assert workspace.weights() == workspace.weights("whole")
     capsys.readouterr()
     assert workspace.train("--set", "training.steps=8", "--set", "training.batch_size=5") == 2
     error = capsys.readouterr().err

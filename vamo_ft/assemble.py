@@ -133,6 +133,8 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
             f"data.train.path: {config.data.train.path}: the samples differ from those that {checkpoint.path} was "
             "trained on; restore the data, or start anew with --fresh"
         )
+    if source.data.num_truncated:
+        _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
     objective = _build_objective(config, loaded)
     parameters = TrainableParameters(loaded.model)
     directions = _build_directions(config, parameters)

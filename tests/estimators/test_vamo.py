@@ -17,7 +17,7 @@ from tests.toys import (
     least_squares,
     normal,
 )
-from vamo_ft.core.errors import StopRequested
+from vamo_ft.core.errors import StopRequested, VamoFtError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import Batch
@@ -262,3 +262,9 @@ def test_more_probes_than_parameters_are_refused():
     objective, _ = least_squares(num_samples=4, dimension=3, batch_size=2)
     with pytest.raises(ValueError, match="4 probes exceed the 3 trainable parameters"):
         build_vamo(objective, num_probes=4)
+
+
+def test_losses_that_ignore_the_perturbation_are_an_error():
+    objective, source = token_problem()
+    with pytest.raises(VamoFtError, match="does not reach the model"):
+        build_vamo(objective, eps=1e-30).prepare(source, 0)

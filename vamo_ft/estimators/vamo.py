@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import StopRequested
+from vamo_ft.core.errors import StopRequested, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
@@ -237,6 +237,8 @@ class Vamo:
         key = HashKey(settings.seed, Domain.SUBSET, snapshot.step, 0)
         bits = random_bits(key, 0, source.num_samples, device=torch.device("cpu"))
         reference = sorted(torch.argsort(bits, stable=True)[: settings.subset].tolist())
+        if snapshot.base is not None:  # batches are evaluated anew, so that only the mean is needed
+            return reference, reference
         scored = set(reference)
         for step in range(snapshot.step, snapshot.step + settings.horizon):
             scored.update(source.step_indices(step))
@@ -263,6 +265,11 @@ class Vamo:
                         snapshot.cursor += 1
                         task.advance(len(batch))
         snapshot.table.close(reference)
+        if not snapshot.table.mean.any():
+            raise VamoFtError(
+                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
+                "not reach the model (method.eps too small for the precision, or frozen parameters)"
+            )
         snapshot.weights = self._noise_weights(snapshot)
         snapshot.complete = True
 
