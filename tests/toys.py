@@ -1,6 +1,7 @@
 """Synthetic problems, explicit directions and wiring for tests of the numerics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,20 @@ from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.vamo import Vamo, VamoSettings
 from vamo_ft.objectives.synthetic import NonconvexLeastSquares
-from vamo_ft.training.progress import SilentProgress
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    @contextmanager
+    def task(self, description: str, total: int, *, done: int = 0) -> Iterator["SilentProgress"]:
+        yield self
+
+    def advance(self, amount: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
 
 
 class ToySource:

@@ -15,6 +15,9 @@ from vamo_ft.cli import run
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "eval.seconds")
 LORA = {"type": "lora", "r": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 
+VAMO = {"method": {"name": "vamo", "probes": 2, "eps": 0.001, "snapshot": {"every": "4 steps"}}}
+ADAMW = {"optimizer": {"name": "adamw", "learning_rate": 0.01}}
+
 
 def base_config() -> dict[str, Any]:
     return {

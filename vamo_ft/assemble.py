@@ -14,7 +14,7 @@ from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, VamoConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.schema import ClassificationFormat, DataSetConfig, RunConfig
 from vamo_ft.core.directions import HashedDirections
-from vamo_ft.core.errors import DataError, UsageError
+from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import GradientEstimator, Objective, Progress, Runtime, Stateful, UpdateRule
 from vamo_ft.core.rounding import share_finer_than_ulp
@@ -32,6 +32,7 @@ from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, save_checkpoint
+from vamo_ft.training.continuation import check_length, check_samples, check_settings
 from vamo_ft.training.evaluation import EvaluationResult, evaluate
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.runtime import build_runtime
@@ -111,10 +112,10 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
 
     Raises:
         DataError: model or data are not what the configuration, or the checkpoint, says.
-        UsageError: the configuration differs from the checkpoint's in keys that change the meaning of the run.
+        UsageError: the checkpoint belongs to another run, or lies behind this one's end.
     """
     if checkpoint is not None:
-        _check_settings(config, checkpoint)
+        check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
     runtime = _build_runtime(config)
     loaded = _load_model(config, runtime=runtime, weights=checkpoint.model_dir if checkpoint else None)
     if config.training.activation_checkpointing:
@@ -128,11 +129,6 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
     )
-    if checkpoint is not None and checkpoint.facts["data"] != source.fingerprint:
-        raise DataError(
-            f"data.train.path: {config.data.train.path}: the samples differ from those that {checkpoint.path} was "
-            "trained on; restore the data, or start anew with --fresh"
-        )
     if source.data.num_truncated:
         _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
     objective = _build_objective(config, loaded)
@@ -141,6 +137,9 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
     estimator = _build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
     update_rule = _build_update_rule(config, parameters, directions)
     num_steps = _num_steps(config, source)
+    if checkpoint is not None:
+        check_samples(checkpoint, source.fingerprint)
+        check_length(checkpoint, num_steps, schedule=config.schedule.name)
 
     state = RunState.from_state_dict(checkpoint.load("run")) if checkpoint else RunState()
     metrics = MetricsLogger(
@@ -158,7 +157,8 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         owners["evaluation"] = evaluator
     if checkpoint is not None:
         for name, owner in owners.items():
-            owner.load_state_dict(checkpoint.load(name))
+            if name != "evaluation" or checkpoint.holds(name):  # held-out data may be new
+                owner.load_state_dict(checkpoint.load(name))
 
     def save(state: RunState) -> None:
         save_checkpoint(
@@ -170,6 +170,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
                 "version": __version__,
                 "config": config.model_dump(mode="json"),
                 "data": source.fingerprint,
+                "num_steps": num_steps,
             },
             keep=config.checkpoint.keep,
         )
@@ -178,7 +179,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         save,
         due=_due(config.checkpoint.every, source),
         num_steps=num_steps,
-        saved=checkpoint.step if checkpoint else None,
+        saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
     schedule, peak = config.schedule, config.optimizer.learning_rate
@@ -231,14 +232,6 @@ def _build_runtime(config: RunConfig) -> Runtime:
     return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None)
 
 
-def _check_settings(config: RunConfig, checkpoint: Checkpoint) -> None:
-    if changes := meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")):
-        raise UsageError(
-            f"{checkpoint.path} belongs to a run with other settings ({'; '.join(changes)}); change them back, or "
-            "start anew with --fresh"
-        )
-
-
 def _num_steps(config: RunConfig, source: TrainingSamples) -> int:
     training = config.training
     if training.steps is not None:
@@ -256,7 +249,9 @@ def _due(every: Period | None, source: TrainingSamples) -> Callable[[int], bool]
 def _build_directions(config: RunConfig, parameters: TrainableParameters) -> HashedDirections | None:
     match config.method:
         case SpsaConfig() | VamoConfig():
-            return HashedDirections(parameters, distribution=config.method.directions.distribution)
+            match config.method.directions.structure:
+                case "full":
+                    return HashedDirections(parameters, distribution=config.method.directions.distribution)
         case FirstOrderConfig():
             return None
 
@@ -376,6 +371,7 @@ def _build_evaluator(
         run,
         surroundings.writer,
         metrics=config.evaluation.metrics,
+        identity=held_out.fingerprint,
         due=_due(config.evaluation.every, source),
         num_steps=_num_steps(config, source),
     )

@@ -14,6 +14,7 @@ OLD = {
     ("section", "changes", "expected"),
     [
         ("training", {"steps": 20}, []),
+        ("training", {"micro_batch_size": 2, "forward_batch_tokens": 64, "activation_checkpointing": True}, []),
         ("run", {"name": "b"}, []),
         ("data", {"evaluation": {"path": "y", "limit": 3}}, []),
         ("evaluation", {"every": "2 steps"}, []),

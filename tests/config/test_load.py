@@ -160,7 +160,6 @@ def test_bad_overrides(override: str, problem: str) -> None:
         (b"- a\n", "config.yaml: must hold sections such as 'run:' and 'model:' at the top"),
         (b"words\n", "config.yaml: must hold sections such as 'run:' and 'model:' at the top"),
         (b"a: 1\nb: \xff\n", "config.yaml:2: not UTF-8 text; save the file as UTF-8"),
-        (b"a: 1\na: 2\n", "config.yaml:2: a: duplicate key, first written on line 1"),
         (b"a: 'x\n", "config.yaml:2: not valid YAML: while scanning a quoted scalar, found unexpected end of stream"),
     ],
 )
@@ -182,3 +181,13 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_byte_order_mark_and_windows_lines() -> None:
     Path("config.yaml").write_bytes(b"\xef\xbb\xbf" + VALID.replace("\n", "\r\n").encode())
     assert load_config(Path("config.yaml")).sources["model.path"] == "config.yaml:4"
+
+
+def test_a_duplicate_key_is_told_with_everything_else() -> None:
+    assert problems_of(VALID.replace("  steps: 10", "  steps: 10\n  steps: 20\n  stpes: 1")) == [
+        "config.yaml:16: training.steps: duplicate key, first written on line 15",
+        "config.yaml:17: training.stpes: unknown key. Did you mean 'steps'?",
+    ]
+    assert problems_of(VALID.replace("  steps: 10", "  steps: 10\n  steps: 20")) == [
+        "config.yaml:16: training.steps: duplicate key, first written on line 15",
+    ]

@@ -51,8 +51,3 @@ def test_every_sample_comes_first_about_equally_often() -> None:
     first = [order.step_indices(epoch)[0] for epoch in range(800)]
     # 800 draws of probability 1/8: mean 100, standard deviation 9.4
     assert all(60 < first.count(sample) < 140 for sample in range(8))
-
-
-def test_epoch_of_a_step_is_that_of_its_first_sample() -> None:
-    order = SampleOrder(10, batch_size=4, seed=0)
-    assert [order.epoch_of(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]

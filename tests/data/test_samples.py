@@ -80,7 +80,6 @@ def test_the_training_samples_are_a_sample_source(tmp_path: Path) -> None:
     assert len(indices) == 4
     assert source.batch(indices).indices == indices
     assert sorted(index for step in range(23) for index in source.step_indices(step)) == sorted(list(range(23)) * 4)
-    assert [training.epoch_of(step) for step in (0, 5, 6)] == [0, 0, 1]
 
 
 def test_evaluation_scores_options(tmp_path: Path) -> None:

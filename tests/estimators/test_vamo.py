@@ -268,3 +268,21 @@ def test_losses_that_ignore_the_perturbation_are_an_error():
     objective, source = token_problem()
     with pytest.raises(VamoFtError, match="does not reach the model"):
         build_vamo(objective, eps=1e-30).prepare(source, 0)
+
+
+def test_an_open_snapshot_begins_anew_when_its_batches_are_cut_differently():
+    objective, source = token_problem()
+    expected = corrected(build_vamo(objective), source, 0)
+    stopped = build_vamo(objective, stop_requested=iter([False, True]).__next__)
+    with pytest.raises(StopRequested):
+        stopped.prepare(source, 0)
+    vamo = build_vamo(objective, token_budget=5)
+    vamo.load_state_dict(stopped.state_dict())
+    assert torch.allclose(corrected(vamo, source, 0), expected, atol=1e-12)
+
+
+def test_one_sample_leaves_eps_at_its_usual_value():
+    objective = NetworkObjective(TinyNetwork(10, dtype=torch.float64))
+    vamo = build_vamo(objective, eps=None, num_probes=1)
+    vamo.prepare(ToySource(normal(1, 10, seed=1), batch_size=1), 0)
+    assert vamo._eps == 1e-3

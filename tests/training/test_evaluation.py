@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from tests.toys import NetworkObjective, TinyNetwork, ToySource, normal
+from tests.toys import NetworkObjective, SilentProgress, TinyNetwork, ToySource, normal
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import EvaluationTerms
 from vamo_ft.training.evaluation import evaluate
-from vamo_ft.training.progress import SilentProgress
 
 
 class HeldOut(ToySource):

@@ -3,11 +3,10 @@ import math
 import pytest
 import torch
 
-from tests.toys import ToySource, normal
+from tests.toys import SilentProgress, ToySource, normal
 from vamo_ft.core.errors import DivergenceError, StopRequested
 from vamo_ft.core.types import Estimate, Work
 from vamo_ft.training.callbacks import Callback
-from vamo_ft.training.progress import SilentProgress
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 

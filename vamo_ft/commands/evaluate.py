@@ -9,6 +9,7 @@ from vamo_ft.commands.console import logging_to
 from vamo_ft.config.schema import DataSetConfig, RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.training.progress import ConsoleProgress
+from vamo_ft.training.runtime import memory_errors_explained
 
 __all__ = ["evaluate"]
 
@@ -25,11 +26,13 @@ def evaluate(config: RunConfig, *, model: Path, data: str | None) -> None:
         UsageError: there is nothing to evaluate on.
         DataError: model or data are not what the configuration says.
     """
+    if data == "":
+        raise UsageError("--data: names no data set")
     data_set = DataSetConfig(path=data) if data is not None else config.data.evaluation
     if data_set is None:
         raise UsageError("the run's configuration has no data.evaluation; name a data set with --data")
     console = Console(stderr=True)
-    with logging_to(console):
+    with logging_to(console), memory_errors_explained():
         result = evaluate_model(config, data_set, weights=model, progress=ConsoleProgress(console))
     print(f"samples   {result.num_samples}")
     print(f"loss      {result.loss:.4f}")

@@ -11,14 +11,15 @@ from rich.table import Table
 
 from vamo_ft.assemble import Run, Surroundings, build_run
 from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import StopRequested, UsageError, VamoFtError
 from vamo_ft.training.callbacks import peak_memory_bytes
-from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from vamo_ft.training.checkpoint import Checkpoint, discard_later, newest_checkpoint, open_checkpoint
 from vamo_ft.training.progress import ConsoleProgress
 from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
-from vamo_ft.training.runtime import memory_errors_explained
+from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
 
@@ -32,12 +33,15 @@ def train(config: RunConfig, *, resume: str, fresh: bool) -> None:
 
     Args:
         resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
-        fresh: use a new run directory, `<name>-2` and so on, if the first one is taken.
+        fresh: take another name, `<name>-2` and so on, if the first one's directory exists.
 
     Raises:
         VamoFtError: the run could not be started or finished; `exit_code` says how it ended.
     """
-    directory = _run_directory(config, fresh=fresh)
+    refuse_launchers()
+    if fresh:
+        config = _with_new_name(config)
+    directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
     directory.lock()
     try:
         if resume == "auto" and _is_finished(directory, config):
@@ -45,6 +49,8 @@ def train(config: RunConfig, *, resume: str, fresh: bool) -> None:
             return
         console = Console(stderr=True)
         with logging_to(console, file=directory.log), StopSignals() as signals, _status_of(directory, signals):
+            for warning in config_warnings(config):
+                _log.warning("%s", warning)
             _train(config, directory, checkpoint=_starting_point(directory, resume), console=console, signals=signals)
     finally:
         directory.unlock()
@@ -85,13 +91,13 @@ def _train(
     _print_summary(run, directory)
 
 
-def _run_directory(config: RunConfig, *, fresh: bool) -> RunDirectory:
-    parent = Path(config.run.output_dir)
-    root, number = parent / config.run.name, 1
-    while fresh and root.exists():
+def _with_new_name(config: RunConfig) -> RunConfig:
+    """The configuration under the first of `name`, `name-2`, `name-3` ... that has no directory yet."""
+    name, number = config.run.name, 1
+    while (Path(config.run.output_dir) / name).exists():
         number += 1
-        root = parent / f"{config.run.name}-{number}"
-    return RunDirectory(root)
+        name = f"{config.run.name}-{number}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
 def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
@@ -104,13 +110,17 @@ def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
 
 def _starting_point(directory: RunDirectory, resume: str) -> Checkpoint | None:
     if resume not in ("auto", "never"):
-        return open_checkpoint(Path(resume))
-    checkpoint = newest_checkpoint(directory.checkpoints)
-    if checkpoint is not None and resume == "never":
+        if Path(resume).resolve().parent != directory.checkpoints.resolve():
+            raise UsageError(f"--resume {resume}: not a checkpoint of this run; they are in {directory.checkpoints}")
+        checkpoint = open_checkpoint(Path(resume))
+        discard_later(checkpoint)
+        return checkpoint
+    newest = newest_checkpoint(directory.checkpoints)
+    if newest is not None and resume == "never":
         raise UsageError(
             f"{directory.root} holds checkpoints, and --resume never would lose them; use --fresh for a new directory"
         )
-    return checkpoint
+    return newest
 
 
 @contextmanager
@@ -122,7 +132,10 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
             yield
     except StopRequested as error:
         directory.write_status("stopped", exit_code=error.exit_code)
-        raise StopRequested(f"{error} by {signals.name}; run the same command again to go on") from None
+        raise StopRequested(
+            f"{error} by {signals.name}; to go on, train {directory.root.name} again with the same settings (after "
+            f"--fresh: with --set run.name={directory.root.name} in its place)"
+        ) from None
     except VamoFtError as error:
         state = {3: "diverged", 4: "out_of_memory"}.get(error.exit_code, "failed")
         directory.write_status(state, exit_code=error.exit_code, facts={"message": str(error)})
@@ -153,7 +166,7 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
     if run.evaluator is not None:
         history = run.evaluator.history
         table = Table("evaluation", "before", "after", "best", "at step", title=str(directory.root))
-        for name in (key for key in history[0] if key != "step"):
+        for name in (key for key in history[-1] if key != "step"):
             better = min if name == "eval.loss" else max
             best = better(history, key=lambda line: line[name])
             figures = [f"{line[name]:.4f}" for line in (history[0], history[-1], best)]

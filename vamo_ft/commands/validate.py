@@ -34,7 +34,7 @@ def validate(config_path: Path, *, overrides: Sequence[str]) -> None:
 
 def config_warnings(config: RunConfig) -> Iterator[str]:
     """What is allowed and yet hardly meant."""
-    if config.model.dtype == "bfloat16" and config.model.adapter is None and not _updates_round_stochastically(config):
+    if config.model.dtype == "bfloat16" and _trains_base_weights(config) and not _updates_round_stochastically(config):
         yield (
             "model.dtype: updates of bfloat16 weights smaller than half their last bit are lost; use float32 with "
             "training.autocast: bfloat16"
@@ -50,6 +50,12 @@ def config_warnings(config: RunConfig) -> Iterator[str]:
         is_local = path.startswith((".", "/")) or path.endswith(_FILE_SUFFIXES)
         if is_local and not Path(path).exists():
             yield f"{key}: {path} does not exist (relative paths start in the working directory)"
+
+
+def _trains_base_weights(config: RunConfig) -> bool:
+    """Weights kept in model.dtype: all without an adapter; beside one, whole layers and a classifier head."""
+    adapter = config.model.adapter
+    return adapter is None or bool(adapter.modules_to_save) or config.model.task == "sequence_classification"
 
 
 def _updates_round_stochastically(config: RunConfig) -> bool:

@@ -11,12 +11,16 @@ _FREE = (
     "run.offline",
     "training.steps",
     "training.epochs",
+    "training.micro_batch_size",
+    "training.forward_batch_tokens",
+    "training.activation_checkpointing",
     "data.evaluation",
     "evaluation",
     "checkpoint",
     "logging",
 )
-"""Length, evaluation and record keeping; everything else decides what the run computes."""
+"""Length, memory, evaluation and record keeping. Another length moves a linear or cosine schedule, and another cut
+into micro-batches changes rounding and dropout masks; everything else would make it another run."""
 
 
 def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

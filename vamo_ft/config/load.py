@@ -46,7 +46,6 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> LoadedConfig:
     draft = _read(path)
     for override in overrides:
         draft.override(override)
-    draft.raise_problems()
     draft.preset()
     try:
         config = RunConfig.model_validate(draft.values)
@@ -54,6 +53,7 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> LoadedConfig:
         draft.problems.extend(draft.locate(problem) for problem in find_problems(error))
         draft.raise_problems()
         raise AssertionError("a validation error without problems") from error
+    draft.raise_problems()
     return LoadedConfig(config, {dotted(leaf): draft.source(leaf) for leaf in _leaves(_plain(config))})
 
 
@@ -157,7 +157,8 @@ def _read(path: Path) -> _Draft:
     document = parse_yaml(text)
     draft.lines = document.lines
     draft.problems = [(line, f"{path}:{line}: {problem}") for line, problem in document.problems]
-    draft.raise_problems()
+    if not isinstance(document.values, dict):
+        draft.raise_problems()
     if document.values is None:
         raise ConfigError([f"{path}: the file is empty; 'vamo-ft init' writes one to start from"])
     if not isinstance(document.values, dict):

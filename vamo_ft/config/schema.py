@@ -170,7 +170,10 @@ class TrainingConfig(Section):
     epochs: float | None = Field(None, gt=0, description="passes over the data; write this or steps")
     batch_size: int = Field(16, gt=0, description="samples per update")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="samples per forward pass; null: the whole batch. Changes memory, not the result"
+        None,
+        gt=0,
+        description="samples per forward and backward pass; null: the whole batch. Changes memory, and the result "
+        "only by rounding and by the masks of dropout",
     )
     max_grad_norm: float | None = Field(
         None, gt=0, description="clip the gradient's Euclidean norm; null: no clipping. First-order methods preset 1.0"

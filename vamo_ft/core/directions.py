@@ -20,6 +20,7 @@ __all__ = ["Distribution", "HashedDirections"]
 Distribution = Literal["rademacher", "gaussian", "sphere"]
 
 _CHUNK = 1 << 20
+_MOST_SCALES = 4096  # scalars; far more than the directions of one step or snapshot
 
 
 class HashedDirections:
@@ -124,7 +125,7 @@ class HashedDirections:
             square = torch.zeros((), dtype=torch.float64, device=device)
             for start, stop in self._chunks():
                 square += _standard_normal(key, start, stop, device=device).double().square().sum()
-            if len(self._sphere_scales) >= 64:  # directions of earlier steps are not asked for again
+            if len(self._sphere_scales) >= _MOST_SCALES:  # directions of earlier steps are not asked for again
                 self._sphere_scales.clear()
             self._sphere_scales[key] = (math.sqrt(self.numel) / square.sqrt()).float()
         return self._sphere_scales[key]

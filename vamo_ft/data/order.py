@@ -33,10 +33,6 @@ class SampleOrder:
             indices += self._permutation(epoch)[position : position + wanted].tolist()
         return tuple(indices)
 
-    def epoch_of(self, step: int) -> int:
-        """The epoch, counted from 0, in which the first sample of step `step` lies."""
-        return step * self._batch_size // self._num_samples
-
 
 def _permutation(num_samples: int, seed: int, epoch: int) -> Tensor:
     """(num_samples,) int64: the samples sorted by random bits, equal bits in their own order."""

@@ -75,10 +75,6 @@ class TrainingSamples:
         """The samples of training step `step`, counted from 0."""
         return self._order.step_indices(step)
 
-    def epoch_of(self, step: int) -> int:
-        """The epoch, counted from 0, in which step `step` begins."""
-        return self._order.epoch_of(step)
-
 
 class EvaluationSamples:
     """Held-out data, gone through once per evaluation.

@@ -18,6 +18,9 @@ CANDIDATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Per coordinate. Rounding drowns the small ones, in bfloat16 above all, and curvature bends the large ones."""
 
 
+_FALLBACK = 1e-3  # where nothing correlates, as with one sample
+
+
 @dataclass(frozen=True, slots=True)
 class EpsChoice:
     """The chosen eps, its correlation with the exact derivatives, and what the search cost."""
@@ -46,13 +49,13 @@ class EpsSearch:
         """Tries every candidate.
 
         Args:
-            samples: batches of one sample each, at least two.
+            samples: batches of one sample each; two or more, or there is nothing to compare.
             together: the same samples in one batch.
-            keys: the q directions of the snapshot.
+            keys: a few of the snapshot's directions.
         """
         exact = torch.stack([self._exact(sample, keys) for sample in samples])  # (n, q)
         work = Work(len(together), len(together), together.num_tokens, together.num_tokens)
-        best = (CANDIDATES[0], -1.0)
+        best = (_FALLBACK, 0.0)
         for eps in CANDIDATES:
             points = probe_points(self.difference, num_probes=len(keys), eps=eps)
             estimated, _ = self.probe.derivatives([together], points, keys)
@@ -75,4 +78,4 @@ class EpsSearch:
 def _correlation(first: Tensor, second: Tensor) -> float:
     first, second = first - first.mean(0), second - second.mean(0)
     scale = first.norm() * second.norm()
-    return float((first * second).sum() / scale) if scale > 0 else 0.0
+    return float((first * second).sum() / scale) if 0 < scale < torch.inf else 0.0

@@ -26,7 +26,7 @@ __all__ = ["Vamo", "VamoSettings"]
 
 _log = logging.getLogger("vamo_ft")
 
-_SEARCH_SAMPLES = 8
+_SEARCH_SAMPLES, _SEARCH_DIRECTIONS = 8, 2
 _GRAM_CUTOFF = 1e-6
 
 
@@ -165,6 +165,7 @@ class Vamo:
                 "cursor": snapshot.cursor,
                 "work": [work.forward_samples, work.backward_samples, work.forward_tokens, work.backward_tokens],
                 "complete": snapshot.complete,
+                "token_budget": self._settings.token_budget,
                 "base": None if snapshot.base is None else list(snapshot.base),
             }
         return state
@@ -172,7 +173,10 @@ class Vamo:
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`; directions and their Gram matrix are made anew from the keys."""
         self._eps, self._correlation, self._snapshot = state["eps"], state["correlation"], None
-        if (saved := state["snapshot"]) is not None:
+        saved = state["snapshot"]
+        if saved is not None and not saved["complete"] and saved["token_budget"] != self._settings.token_budget:
+            saved = None  # the pass was cut into other groups: it begins anew, at the same point
+        if saved is not None:
             base = saved["base"]
             snapshot = _Snapshot(
                 step=saved["step"],
@@ -215,15 +219,14 @@ class Vamo:
         for step in range(snapshot.step, snapshot.step + _SEARCH_SAMPLES):
             indices |= dict.fromkeys(source.step_indices(step))
         chosen = list(indices)[:_SEARCH_SAMPLES]
-        choice = self._search.run(
-            [source.batch([index]) for index in chosen], source.batch(chosen), self._keys(snapshot)
-        )
+        keys = self._keys(snapshot)[:_SEARCH_DIRECTIONS]
+        choice = self._search.run([source.batch([index]) for index in chosen], source.batch(chosen), keys)
         self._eps, self._correlation = choice.eps, choice.correlation
         _log.info("eps: auto chose %g; correlation with back-propagation %.3f", choice.eps, choice.correlation)
         if choice.correlation < 0.5:
             _log.warning(
-                "the finite differences are mostly noise (correlation %.2f at the best eps, %g): the correction will "
-                "not help; float32 weights, difference: central or no autocast would",
+                "the finite differences tell little of the samples (correlation %.2f at the best eps, %g): the "
+                "correction will not help; float32 weights, difference: central or no autocast may",
                 choice.correlation,
                 choice.eps,
             )

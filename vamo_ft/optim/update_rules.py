@@ -1,11 +1,11 @@
 """`torch.optim` behind the update-rule contract."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.parameters import TrainableParameters
@@ -76,8 +76,7 @@ class DenseRule:
             assert self._directions is not None
             self._parameters.clear_gradients()
             self._directions.axpy_(self._parameters.gradients(), projected.coefficients, projected.keys)
-        gradients = [tensor.grad for tensor in self._parameters.tensors if tensor.grad is not None]
-        norm = get_total_norm(gradients)
+        norm = _norm([tensor.grad for tensor in self._parameters.tensors if tensor.grad is not None])
         if not torch.isfinite(norm):
             raise DivergenceError(f"step {step + 1}: the gradient's norm is {norm:g}; the update was not made")
         if self._max_grad_norm is not None:
@@ -100,3 +99,10 @@ class DenseRule:
                 self._optimizer.state[tensor] = {
                     key: value if key == "step" else value.to(tensor.device) for key, value in state[name].items()
                 }
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over all gradients, summed in float32 or wider."""
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total

@@ -107,7 +107,11 @@ class MetricsLogger(Callback):
 
 
 class Evaluator(Callback):
-    """Evaluates before the first step, every period and after the last step; writes `eval.*` lines."""
+    """Evaluates before the first step, every period and after the last step; writes `eval.*` lines.
+
+    Args:
+        identity: fingerprint of the held-out samples.
+    """
 
     def __init__(
         self,
@@ -115,12 +119,14 @@ class Evaluator(Callback):
         writer: MetricsWriter,
         *,
         metrics: Sequence[str],
+        identity: str,
         due: Due,
         num_steps: int,
     ) -> None:
         self._run = run
         self._writer = writer
-        self._metrics = metrics
+        self._metrics = list(metrics)
+        self._identity = identity
         self._due = due
         self._num_steps = num_steps
         self._evaluated: int | None = None
@@ -142,32 +148,44 @@ class Evaluator(Callback):
         self._evaluated = step
 
     def state_dict(self) -> StateDict:
-        """The last step that was evaluated, and the results so far."""
-        return {"evaluated": self._evaluated, "history": self.history}
+        """The last step that was evaluated, the results so far, and what they are results of."""
+        return {
+            "evaluated": self._evaluated,
+            "history": self.history,
+            "metrics": self._metrics,
+            "identity": self._identity,
+        }
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restores `state_dict`."""
-        self._evaluated, self.history = state["evaluated"], list(state["history"])
+        """Restores `state_dict`; results on other data, or of other metrics, are not comparable and are dropped."""
+        if (state["metrics"], state["identity"]) == (self._metrics, self._identity):
+            self._evaluated, self.history = state["evaluated"], list(state["history"])
 
 
 class Checkpointer(Callback):
     """Saves every period, after the last step and when the run is stopped."""
 
-    def __init__(self, save: Callable[[RunState], None], *, due: Due, num_steps: int, saved: int | None) -> None:
+    def __init__(self, save: Callable[[RunState], None], *, due: Due, num_steps: int, saved: RunState | None) -> None:
         self._save = save
         self._due = due
         self._num_steps = num_steps
-        self._saved = saved
+        self._saved = _progress_of(saved)
 
     def at_boundary(self, state: RunState) -> None:
         """Saves when it is due and this step is not saved yet."""
-        if state.step != self._saved and state.step > 0 and (self._due(state.step) or state.step == self._num_steps):
+        if state.step > 0 and (self._due(state.step) or state.step == self._num_steps):
             self.on_stop(state)
 
     def on_stop(self, state: RunState) -> None:
-        """Saves; at the same step a later state (more of a snapshot) takes the place of an earlier one."""
-        self._save(state)
-        self._saved = state.step
+        """Saves, unless nothing was computed since; more of a snapshot takes the place of less of it."""
+        if _progress_of(state) != self._saved:
+            self._save(state)
+            self._saved = _progress_of(state)
+
+
+def _progress_of(state: RunState | None) -> tuple[int, float] | None:
+    """Changes with every step and with every part of a snapshot."""
+    return None if state is None else (state.step, state.seconds)
 
 
 def peak_memory_bytes() -> int:

@@ -30,7 +30,7 @@ from vamo_ft.core.errors import DataError
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.training.rundir import sync_directory, write_json
 
-__all__ = ["Checkpoint", "newest_checkpoint", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "discard_later", "newest_checkpoint", "open_checkpoint", "save_checkpoint"]
 
 _log = logging.getLogger("vamo_ft")
 _FORMAT = 1
@@ -57,6 +57,10 @@ class Checkpoint:
         """The folder that the model saver wrote."""
         return self.path / "model"
 
+    def holds(self, owner: str) -> bool:
+        """Whether it has a state of `owner`."""
+        return (self.path / "state" / f"{owner}.json").is_file()
+
     def load(self, owner: str) -> StateDict:
         """The state of `owner`, its tensors on the CPU.
 
@@ -64,7 +68,7 @@ class Checkpoint:
             DataError: the checkpoint has no such owner.
         """
         place = self.path / "state" / owner
-        if not place.with_suffix(".json").is_file():
+        if not self.holds(owner):
             raise DataError(f"{self.path}: has no state of {owner}; it belongs to a run with another configuration")
         tree = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
         state: StateDict = _joined(tree, load_file(place.with_suffix(".safetensors")))
@@ -141,6 +145,11 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
         except DataError as error:
             _log.warning("checkpoint skipped: %s", error)
     return None
+
+
+def discard_later(checkpoint: Checkpoint) -> None:
+    """Removes the checkpoints of later steps: a run that goes on from an earlier one gives their continuation up."""
+    _remove_later(checkpoint.path.parent, step=checkpoint.step)
 
 
 def _checkpoints(root: Path) -> list[Path]:
@@ -283,10 +292,14 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _remove_obsolete(root: Path, *, step: int, keep: int) -> None:
+    _remove_later(root, step=step)
     paths = _checkpoints(root)
-    steps = [path for path in paths if path.name.startswith("step-") and int(path.name[5:]) <= step]
-    kept = set(steps[:keep])
+    kept = set([path for path in paths if path.name.startswith("step-")][:keep])
     _remove(path for path in paths if path not in kept)
+
+
+def _remove_later(root: Path, *, step: int) -> None:
+    _remove(path for path in _checkpoints(root) if int(path.name.removeprefix(_REPLACED)[5:]) > step)
 
 
 def _remove(paths: Iterable[Path]) -> None:

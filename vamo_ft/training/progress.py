@@ -18,7 +18,7 @@ from rich.progress import (
 
 from vamo_ft.core.protocols import ProgressTask
 
-__all__ = ["ConsoleProgress", "SilentProgress"]
+__all__ = ["ConsoleProgress"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -60,15 +60,6 @@ class ConsoleProgress:
                 self._bars.stop()
 
 
-class SilentProgress:
-    """Shows nothing."""
-
-    @contextmanager
-    def task(self, description: str, total: int, *, done: int = 0) -> Iterator[ProgressTask]:
-        """A bar nobody sees."""
-        yield _SilentTask()
-
-
 class _Bar:
     def __init__(self, bars: Progress, bar: TaskID) -> None:
         self._bars = bars
@@ -93,14 +84,6 @@ class _PlainTask:
         if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
             self._shown = time.monotonic()
             _log.info("%s: %d of %d", self._description, self._done, self._total)
-
-    def note(self, text: str) -> None:
-        pass
-
-
-class _SilentTask:
-    def advance(self, amount: int = 1) -> None:
-        pass
 
     def note(self, text: str) -> None:
         pass

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, UsageError
 
 __all__ = ["RunDirectory", "environment", "sync_directory", "write_json", "write_text"]
 
@@ -37,10 +37,16 @@ class RunDirectory:
 
         Raises:
             DataError: another live process holds the directory.
+            UsageError: the directory cannot be made or written to.
         """
         assert self._lock is None, "the run directory is locked already"
-        self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"run.output_dir: {self.root} cannot be written ({error.strerror}); choose a folder that can"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

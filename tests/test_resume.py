@@ -1,0 +1,210 @@
+"""Runs that stop, crash or are continued: the same weights and metrics as the uninterrupted run."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import (
+    save_model_folder,
+    sentiment_rows,
+    tiny_bert_classifier,
+    write_jsonl,
+)
+from tests.workspace import ADAMW, LORA, VAMO, Workspace
+from vamo_ft.estimators.table import DerivativeTable
+from vamo_ft.objectives.classification import VerbaliserClassification
+from vamo_ft.training.trainer import Trainer
+
+METHODS: dict[str, dict[str, Any]] = {
+    "adamw_accumulation": {"training": {"micro_batch_size": 4}},
+    "adamw_lora_dropout": {"model": {"adapter": {**LORA, "dropout": 0.2}}},
+    "sgd_momentum": {
+        "method": {"name": "sgd"},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.9, "nesterov": True},
+        "schedule": {"name": "cosine", "warmup_steps": 2},
+    },
+    "vamo": VAMO,
+    "vamo_auto_eps_adamw": {**VAMO, **ADAMW, "method": {**VAMO["method"], "eps": "auto", "difference": "forward"}},
+    "vamo_recompute": {**VAMO, "method": {**VAMO["method"], "source": "recompute", "snapshot": {"every": "1 epoch"}}},
+    "mezo": {"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}},
+    "mezo_bfloat16": {
+        "model": {"dtype": "bfloat16"},
+        "method": {"name": "mezo", "directions": {"distribution": "sphere"}},
+        "optimizer": {"learning_rate": 1e-4},
+    },
+}
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
+    """Sends this process a SIGTERM at the given call of a method."""
+    original, calls = getattr(owner, name), 0
+
+    def wrapper(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in a step, in an evaluation and, with VAMO, in the snapshots."""
+    config = METHODS[name]
+    workspace.configure(config)
+    assert workspace.train("--set", "run.name=whole") == 0
+    stops = [(Trainer, "_step", 4), (VerbaliserClassification, "evaluate", 1), (Trainer, "_step", 1)]
+    if "vamo" in name:
+        stops += [(DerivativeTable, "add", 1), (DerivativeTable, "add", 2)]
+    for owner, method, call in stops:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, owner, method, call)
+            assert workspace.train("--set", "training.forward_batch_tokens=300") == 75
+        assert "stopped" in capsys.readouterr().err
+        assert json.loads((workspace.directory() / "status.json").read_text())["exit_code"] == 75
+    assert workspace.train("--set", "training.forward_batch_tokens=300") == 0
+    workspace.configure(config)
+    assert workspace.train("--set", "run.name=whole", "--fresh", "--set", "training.forward_batch_tokens=300") == 0
+    assert workspace.weights() == workspace.weights("whole-2")
+    assert workspace.metrics() == workspace.metrics("whole-2")
+
+
+def test_a_crash_loses_only_the_work_since_the_checkpoint(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.configure(VAMO)
+    assert workspace.train("--set", "run.name=whole") == 0
+    with monkeypatch.context() as patch:
+
+        def crash(self: Trainer) -> None:
+            if self.state.step == 5:
+                raise ZeroDivisionError
+            return step(self)
+
+        step = Trainer._step
+        patch.setattr(Trainer, "_step", crash)
+        assert workspace.train() == 1
+    assert json.loads((workspace.directory() / "status.json").read_text())["state"] == "failed"
+    assert workspace.metrics()[-1]["step"] == 4
+    assert workspace.train() == 0
+    assert workspace.weights() == workspace.weights("whole")
+    assert workspace.metrics() == workspace.metrics("whole")
+    assert '"step": 4' in (workspace.directory() / "metrics.discarded.jsonl").read_text()
+
+
+def test_training_longer_goes_on_and_other_changes_are_refused(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.configure({"training": {"steps": 4}})
+    assert workspace.train() == 0
+    assert workspace.train("--set", "training.steps=6") == 0
+    assert [line["step"] for line in workspace.metrics() if "loss" in line] == [2, 4, 6]
+    assert workspace.train("--set", "run.name=whole", "--set", "training.steps=6") == 0
+    assert workspace.weights() == workspace.weights("whole")
+    capsys.readouterr()
+    assert workspace.train("--set", "training.steps=8", "--set", "training.batch_size=5") == 2
+    error = capsys.readouterr().err
+    assert "training.batch_size: 6 -> 5" in error
+    assert "--fresh" in error
+    assert workspace.train("--resume", "never", "--set", "training.steps=9") == 2
+    write_jsonl(workspace.root / "train.jsonl", sentiment_rows(21))
+    assert workspace.train("--set", "training.steps=8") == 2
+    assert "the samples differ" in capsys.readouterr().err
+    assert workspace.train("--fresh") == 0
+    assert workspace.directory("tiny-2").is_dir()
+
+
+def test_a_classifier_head_trains_and_resumes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model_folder(workspace.root / "bert", tiny_bert_classifier())
+    workspace.configure({"model": {"path": "bert", "task": "sequence_classification"}})
+    assert workspace.train("--set", "run.name=whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, Trainer, "_step", 5)
+        assert workspace.train() == 75
+    assert workspace.train() == 0
+    assert workspace.weights() == workspace.weights("whole")
+    evaluations = [line["eval.loss"] for line in workspace.metrics() if "eval.loss" in line]
+    assert evaluations[-1] < evaluations[0]
+
+
+def test_an_earlier_checkpoint_gives_the_later_ones_up(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.configure(VAMO)
+    assert workspace.train("--set", "run.name=whole") == 0
+    assert workspace.train("--set", "checkpoint.keep=9") == 0
+    earlier = str(workspace.directory() / "checkpoints" / "step-00000003")
+    with monkeypatch.context() as patch:
+
+        def crash(self: Trainer) -> None:
+            raise ZeroDivisionError
+
+        patch.setattr(Trainer, "_step", crash)
+        assert workspace.train("--resume", earlier) == 1
+    assert workspace.train("--set", "training.micro_batch_size=6") == 0
+    assert workspace.weights() == workspace.weights("whole")
+    assert workspace.metrics() == workspace.metrics("whole")
+    capsys.readouterr()
+    assert workspace.train("--set", "run.name=whole", "--set", "training.steps=9", "--resume", earlier) == 2
+    assert "not a checkpoint of this run" in capsys.readouterr().err
+
+
+def test_evaluation_may_change_when_a_run_goes_on(workspace: Workspace) -> None:
+    workspace.configure({"training": {"steps": 4}, "data": {"evaluation": None}, "evaluation": {"metrics": ["loss"]}})
+    assert workspace.train() == 0
+    workspace.configure({"training": {"steps": 5}})
+    assert workspace.train() == 0
+    assert workspace.train("--set", "evaluation.metrics=[loss]", "--set", "training.steps=6") == 0
+    lines = [line for line in workspace.metrics() if "eval.loss" in line]
+    assert [(line["step"], "eval.accuracy" in line) for line in lines] == [(4, True), (5, True), (6, False)]
+
+
+def test_a_shorter_length_than_the_checkpoint_is_refused(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.configure({"schedule": {"name": "linear"}})
+    assert workspace.train() == 0
+    assert workspace.train("--set", "training.steps=4") == 2
+    assert "past the 4 steps" in capsys.readouterr().err
+    assert workspace.train("--set", "training.steps=9") == 0
+    assert "was planned for 8 steps" in capsys.readouterr().err
+
+
+def test_a_fresh_run_keeps_its_name(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.configure({"training": {"steps": 2}})
+    assert workspace.train() == 0
+    assert workspace.train("--fresh") == 0
+    assert "name: tiny-2" in (workspace.directory("tiny-2") / "config.yaml").read_text()
+    capsys.readouterr()
+    assert workspace.train("--set", "run.name=tiny-2") == 0
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_a_stop_at_a_boundary_that_is_saved_writes_no_second_checkpoint(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vamo_ft import assemble
+
+    saved: list[int] = []
+    original = assemble.save_checkpoint
+
+    def save(root: Path, **options: Any) -> Path:
+        saved.append(options["step"])
+        if options["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(root, **options)
+
+    monkeypatch.setattr(assemble, "save_checkpoint", save)
+    workspace.configure()
+    assert workspace.train() == 75
+    assert saved == [3]
+    assert workspace.train() == 0
+    assert saved == [3, 6, 8]
