@@ -152,6 +152,10 @@ def test_an_earlier_checkpoint_gives_the_later_ones_up(
     assert workspace.train("--set", "training.micro_batch_size=6") == 0
     assert workspace.weights() == workspace.weights("whole")
     assert workspace.metrics() == workspace.metrics("whole")
+    kept = sorted(path.name for path in (workspace.directory() / "checkpoints").iterdir())
+    first = str(workspace.directory() / "checkpoints" / kept[0])
+    assert workspace.train("--resume", first, "--set", "training.batch_size=5") == 2
+    assert sorted(path.name for path in (workspace.directory() / "checkpoints").iterdir()) == kept
     capsys.readouterr()
     assert workspace.train("--set", "run.name=whole", "--set", "training.steps=9", "--resume", earlier) == 2
     assert "not a checkpoint of this run" in capsys.readouterr().err
@@ -208,3 +212,16 @@ def test_a_stop_at_a_boundary_that_is_saved_writes_no_second_checkpoint(
     assert saved == [3]
     assert workspace.train() == 0
     assert saved == [3, 6, 8]
+
+
+def test_checkpoints_that_are_all_damaged_are_not_trained_over(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.configure()
+    assert workspace.train() == 0
+    lines = workspace.metrics()
+    for weights in (workspace.directory() / "checkpoints").glob("*/model/model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    assert workspace.train("--set", "training.steps=9") == 2
+    assert "no checkpoint is intact" in capsys.readouterr().err
+    assert workspace.metrics() == lines

@@ -31,7 +31,7 @@ from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
-from vamo_ft.training.checkpoint import Checkpoint, save_checkpoint
+from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_length, check_samples, check_settings
 from vamo_ft.training.evaluation import EvaluationResult, evaluate
 from vamo_ft.training.ledger import Ledger
@@ -140,6 +140,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
     if checkpoint is not None:
         check_samples(checkpoint, source.fingerprint)
         check_length(checkpoint, num_steps, schedule=config.schedule.name)
+        discard_later(checkpoint)
 
     state = RunState.from_state_dict(checkpoint.load("run")) if checkpoint else RunState()
     metrics = MetricsLogger(

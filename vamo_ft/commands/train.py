@@ -14,9 +14,9 @@ from vamo_ft.commands.console import logging_to
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.errors import StopRequested, UsageError, VamoFtError
+from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
 from vamo_ft.training.callbacks import peak_memory_bytes
-from vamo_ft.training.checkpoint import Checkpoint, discard_later, newest_checkpoint, open_checkpoint
+from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from vamo_ft.training.progress import ConsoleProgress
 from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
@@ -112,13 +112,16 @@ def _starting_point(directory: RunDirectory, resume: str) -> Checkpoint | None:
     if resume not in ("auto", "never"):
         if Path(resume).resolve().parent != directory.checkpoints.resolve():
             raise UsageError(f"--resume {resume}: not a checkpoint of this run; they are in {directory.checkpoints}")
-        checkpoint = open_checkpoint(Path(resume))
-        discard_later(checkpoint)
-        return checkpoint
+        return open_checkpoint(Path(resume))
     newest = newest_checkpoint(directory.checkpoints)
     if newest is not None and resume == "never":
         raise UsageError(
             f"{directory.root} holds checkpoints, and --resume never would lose them; use --fresh for a new directory"
+        )
+    if newest is None and directory.checkpoints.is_dir() and any(directory.checkpoints.glob("step-*")):
+        raise DataError(
+            f"{directory.checkpoints}: no checkpoint is intact (see {directory.log}); put one back, or start anew with "
+            "--fresh"
         )
     return newest
 
