@@ -286,3 +286,10 @@ def test_one_sample_leaves_eps_at_its_usual_value():
     vamo = build_vamo(objective, eps=None, num_probes=1)
     vamo.prepare(ToySource(normal(1, 10, seed=1), batch_size=1), 0)
     assert vamo._eps == 1e-3
+
+
+def test_the_correction_is_proportional_to_alpha():
+    objective, source = token_problem()
+    plain, half, whole = (corrected(build_vamo(objective, alpha=alpha), source, 1) for alpha in (0.0, 0.5, 1.0))
+    assert (plain - whole).norm() > 1e-3 * plain.norm()
+    assert torch.allclose(plain - half, 0.5 * (plain - whole), atol=1e-12)
