@@ -148,37 +148,31 @@ def test_a_zeroth_order_estimate_allocates_no_gradient(name):
     assert all(parameter.grad is None for parameter in objective.module.parameters())
 
 
+def count_samples(objective: NetworkObjective) -> list[int]:
+    """Grows by the batch size of every forward pass of the model."""
+    seen: list[int] = []
+    objective.module.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    return seen
+
+
 @pytest.mark.parametrize(
     ("name", "forward", "backward"),
     [("first_order", 16, 16), ("spsa_central", 6 * 16, 0), ("spsa_forward", 4 * 16, 0), ("vamo_table", 16, 16)],
 )
 def test_work_counts_what_the_model_was_asked_for(name, forward, backward):
     objective, source = problem()
-    seen = 0
-
-    def count(module, inputs) -> None:
-        nonlocal seen
-        seen += len(inputs[0])
-
-    objective.module.register_forward_pre_hook(count)
+    seen = count_samples(objective)
     estimator = build(name, objective)
-    preparation = estimator.prepare(source, 0)
-    assert preparation.forward_samples == seen
-    seen = 0
+    assert estimator.prepare(source, 0).forward_samples == sum(seen)
+    seen.clear()
     work = run(estimator, source).work
     assert (work.forward_samples, work.backward_samples) == (forward, backward)
-    assert seen == forward
+    assert sum(seen) == forward
 
 
 def test_work_of_a_snapshot_with_a_search_for_eps():
     objective, source = problem()
-    seen = 0
-
-    def count(module, inputs) -> None:
-        nonlocal seen
-        seen += len(inputs[0])
-
-    objective.module.register_forward_pre_hook(count)
+    seen = count_samples(objective)
     work = build("vamo_auto_eps", objective).prepare(source, 0)
-    assert work.forward_samples == seen
+    assert work.forward_samples == sum(seen)
     assert work.backward_samples == 8

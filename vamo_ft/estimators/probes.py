@@ -17,7 +17,7 @@ from vamo_ft.core.perturbation import perturbed
 from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.types import Batch, Work
 
-__all__ = ["Difference", "LossProbe", "ProbePoint", "probe_points"]
+__all__ = ["Difference", "LossProbe", "ProbePoint", "probe_points", "probe_work"]
 
 Difference = Literal["central", "forward"]
 
