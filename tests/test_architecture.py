@@ -23,7 +23,7 @@ LAYERS = {  # part of vamo_ft -> the parts that it may import
     "data": ("core", "config", "data"),
     "models": ("core", "config", "models"),
     "report": ("config", "report"),
-    "assemble": (*BELOW_ASSEMBLE, "__version__"),
+    "assemble": (*BELOW_ASSEMBLE, "assemble", "__version__"),
     "studies": (*BELOW_ASSEMBLE, "assemble", "studies"),
     "commands": ("config", "core.errors", "training", "assemble", "studies", "report", "commands"),
     "cli": ("commands", "__version__"),
