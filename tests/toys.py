@@ -80,6 +80,11 @@ class ExplicitDirections:
     def numel(self) -> int:
         return self.parameters.numel
 
+    rowwise = False
+
+    def support(self, keys: Sequence[HashKey]) -> tuple[int, ...]:
+        return tuple(range(len(self.parameters.tensors)))
+
     @torch.no_grad()
     def axpy_(
         self,
@@ -89,11 +94,28 @@ class ExplicitDirections:
         *,
         scales: Sequence[float] | None = None,
         rounding: HashKey | None = None,
+        sources: Sequence[Tensor] | None = None,
+        indices: Sequence[int] | None = None,
     ) -> None:
         assert scales is None
         total = coefficients.to(self.rows) @ self.rows[[key.probe for key in keys]]
-        for tensor, offset in zip(tensors, self.parameters.offsets, strict=True):
-            tensor += total[offset : offset + tensor.numel()].view_as(tensor).to(tensor)
+        sources = tensors if sources is None else sources
+        indices = range(len(tensors)) if indices is None else indices
+        for tensor, source, index in zip(tensors, sources, indices, strict=True):
+            offset = self.parameters.offsets[index]
+            tensor.copy_(source + total[offset : offset + tensor.numel()].view_as(tensor).to(tensor))
+
+    def displaced_rows(
+        self,
+        values: Tensor,
+        rows: Tensor,
+        *,
+        index: int,
+        coefficients: Tensor,
+        keys: Sequence[HashKey],
+        rounding: HashKey | None,
+    ) -> Tensor:
+        raise NotImplementedError
 
     def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors if tensor is not None]).double()

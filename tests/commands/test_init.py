@@ -15,7 +15,7 @@ def test_the_starter_is_valid_and_commented(method: str, tmp_path: Path) -> None
     init(method=method, out=out)
     config = load_config(out).config
     assert config.method.name == method
-    assert config.model.adapter is not None
+    assert (config.model.adapter is None) == (method == "sparse_mezo")
     assert config.data.format.type == "classification"
     assert list(config.data.format.labels.items()) == [("0", " terrible"), ("1", " great")]
     lines = out.read_text(encoding="utf-8").splitlines()
@@ -32,6 +32,8 @@ def test_the_starter_is_valid_and_commented(method: str, tmp_path: Path) -> None
         ("vamo", "adamw", 1e-3, 1.0),
         ("mezo", "sgd", 5e-5, None),
         ("spsa", "sgd", 5e-5, None),
+        ("lozo", "sgd", 5e-5, None),
+        ("zo_sign", "sign_sgd", 1e-5, None),
         ("adagrad", "adagrad", 1e-2, 1.0),
     ],
 )
@@ -42,7 +44,7 @@ def test_settings(
     config = load_config(tmp_path / "c.yaml").config
     assert (config.optimizer.name, config.optimizer.learning_rate) == (optimizer, learning_rate)
     assert config.training.max_grad_norm == max_grad_norm
-    if method in ("mezo", "spsa"):
+    if max_grad_norm is None:
         assert config.method.eps == 1e-2
 
 

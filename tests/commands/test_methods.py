@@ -15,5 +15,5 @@ def test_one_line_each_within_a_hundred_columns(capsys: pytest.CaptureFixture[st
     assert len(lines) == 1 + len(METHODS) + 1 + len(LEGEND)
     assert lines[0].split() == list(COLUMNS)
     row = next(line for line in lines if line.startswith("mezo"))
-    assert row.split() == ["mezo", "loss", "differences", "2q", "0", "-", "1x", "2305.17333"]
+    assert row.split() == ["mezo", "loss", "differences", "2q", "0", "-", "one", "layer", "2305.17333"]
     assert "\x1b" not in "".join(lines)

@@ -5,7 +5,7 @@ import pytest
 from tests.config.examples import VALID, load_text, problems_of
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.load import dump_config, load_config, resolved_values
-from vamo_ft.config.method import METHOD_NAMES
+from vamo_ft.config.method import METHOD_NAMES, OPTIMIZERS
 from vamo_ft.config.period import Period
 
 
@@ -43,9 +43,9 @@ def test_label_keys_become_text() -> None:
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_dump_loads_to_an_equal_config(method: str) -> None:
-    rule = method if method in ("adamw", "adagrad") else "sgd"
-    text = VALID.replace("name: adamw", f"name: {rule}").replace("name: vamo", f"name: {method}")
-    config = load_text(text, "model.adapter.type=lora", "optimizer.weight_decay=1e-5").config
+    text = VALID.replace("name: adamw", f"name: {OPTIMIZERS.get(method, 'sgd')}").replace("vamo", method)
+    adapter = [] if method == "sparse_mezo" else ["model.adapter.type=lora"]
+    config = load_text(text, *adapter, "optimizer.weight_decay=1e-5").config
     assert load_text(dump_config(config)).config == config
     unclipped = load_text(text, "training.max_grad_norm=null").config
     assert load_text(dump_config(unclipped)).config == unclipped

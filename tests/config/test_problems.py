@@ -6,7 +6,10 @@ import pytest
 
 from tests.config.examples import VALID, problems_of
 
-METHODS = "'first_order', 'sgd', 'adamw', 'adagrad', 'spsa', 'mezo' or 'vamo'"
+METHODS = (
+    "'first_order', 'sgd', 'adamw', 'adagrad', 'spsa', 'mezo', 'mezo_bcd', 'lozo', 'subzero', 'sparse_mezo', "
+    "'zo_adam', 'zo_sign', 'zo_momentum' or 'vamo'"
+)
 CLASSIFICATION = 'type: classification\n    template: "{x}"\n    '
 TRAINING_KEYS = (
     "steps, epochs, batch_size, micro_batch_size, max_grad_norm, autocast, activation_checkpointing, "
@@ -47,7 +50,10 @@ CASES: list[tuple[str, str, list[str]]] = [
     (
         "name: vamo",
         "name: first_order\n  eps: 1",
-        ["11: method.eps: unknown key here; it belongs to name: spsa, mezo or vamo"],
+        [
+            "11: method.eps: unknown key here; it belongs to name: spsa, mezo, mezo_bcd, lozo, subzero, sparse_mezo, "
+            "zo_adam, zo_sign, zo_momentum or vamo"
+        ],
     ),
     ("run:", "runs: 1\nrun:", ["1: runs: unknown key. Did you mean 'run'?"]),
     ("name: demo", "name: demo\n  1: 2", ["3: run.1: unknown key. The keys here are name, output_dir, seed, offline"]),
@@ -80,7 +86,10 @@ CASES: list[tuple[str, str, list[str]]] = [
     (
         "steps: 10",
         "steps: 10\nevaluation:\n  metrics:\n  - loss\n  - acuracy",
-        ["19: evaluation.metrics.1: must be 'loss' or 'accuracy', not 'acuracy'. Did you mean 'accuracy'?"],
+        [
+            "19: evaluation.metrics.1: must be 'loss', 'accuracy', 'exact_match' or 'f1', not 'acuracy'. Did you mean "
+            "'accuracy'?"
+        ],
     ),
     # missing keys
     ("  steps: 10", "  batch_size: 10", ["14: training: write exactly one of steps and epochs"]),
@@ -207,8 +216,8 @@ def test_all_problems_at_once_in_the_order_of_lines() -> None:
         "config.yaml:13: optimizer.learning_rate: must be above 0, not -1",
         "config.yaml:15: training.step: unknown key. Did you mean 'steps'?",
         "--set logging.every: must be a whole number above 0 and a unit, such as '200 steps', not 'x'",
-        "--set nothing: unknown key. The keys here are run, model, data, method, optimizer, schedule, training, "
-        "evaluation, checkpoint, logging",
+        "--set nothing: unknown key. The keys here are run, model, data, method, objective, optimizer, schedule, "
+        "training, evaluation, checkpoint, logging",
     ]
 
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from tests.toys import normal
 from vamo_ft.core.directions import HashedDirections
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import Domain, HashKey, random_bits
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.rounding import round_to_bfloat16, share_finer_than_ulp
+from vamo_ft.core.rounding import share_finer_than_ulp, stochastically_rounded
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 
@@ -121,11 +121,12 @@ def test_tied_parameters_count_once():
 def test_stochastic_rounding_is_exact_in_the_mean_and_rounds_to_neighbours():
     value = 1.0 + 0.3 * 2**-7  # three tenths of an ulp above 1
     values = torch.full((200_000,), value)
-    rounded = round_to_bfloat16(values, HashKey(5, Domain.ROUNDING, 0, 0), 0).float()
+    bits = random_bits(HashKey(5, Domain.ROUNDING, 0, 0), 0, len(values), device=torch.device("cpu"))
+    rounded = stochastically_rounded(values, bits, torch.bfloat16).float()
     assert set(rounded.unique().tolist()) == {1.0, 1.0 + 2**-7}
     assert (rounded > 1).double().mean() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / len(values)))
     exact = torch.tensor([0.0, -0.0, 1.5, -3.25, 65280.0])
-    assert torch.equal(round_to_bfloat16(exact, HashKey(5, Domain.ROUNDING, 0, 0), 7).float(), exact)
+    assert torch.equal(stochastically_rounded(exact, bits[:5], torch.bfloat16).float(), exact)
 
 
 def test_updates_below_one_ulp_do_not_vanish_in_the_mean():

@@ -4,16 +4,20 @@ import pytest
 import torch
 
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_vamo, gradient, normal
+from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import GradientEstimator
+from vamo_ft.core.protocols import Directions, GradientEstimator
 from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.core.types import Estimate, LossTerms
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
 
-ESTIMATORS = ("first_order", "spsa_central", "spsa_forward", "vamo_table", "vamo_recompute", "vamo_auto_eps")
+SPSA = ("spsa_central", "spsa_forward", "spsa_block", "spsa_low_rank", "spsa_subspace", "spsa_sparse")
+ESTIMATORS = ("first_order", *SPSA, "vamo_table", "vamo_recompute", "vamo_auto_eps")
 WIDTH, SAMPLES = 40, 48
 
 
@@ -22,14 +26,29 @@ def build(name: str, objective: NetworkObjective) -> GradientEstimator:
     match name.split("_", 1):
         case ["first", _]:
             return FirstOrder(objective, parameters, runtime, seed=7)
-        case ["spsa", difference]:
-            probe = LossProbe(objective, parameters, HashedDirections(parameters), runtime)
+        case ["spsa", form]:
+            probe = LossProbe(objective, parameters, build_directions(form, parameters), runtime)
+            difference = "forward" if form == "forward" else "central"
             return Spsa(probe, runtime, num_probes=3, eps=1e-3, difference=difference, seed=7)
         case ["vamo", "auto_eps"]:
             return build_vamo(objective, eps=None)
         case ["vamo", source]:
             return build_vamo(objective, source=source, eps=1e-3)
     raise AssertionError(name)
+
+
+def build_directions(form: str, parameters: TrainableParameters) -> Directions:
+    match form:
+        case "block":
+            blocks = (Block("bias", (0,)), Block("weight", (1,)))
+            return BlockDirections(HashedDirections(parameters), blocks, order="random_permutation")
+        case "low_rank":
+            return LowRankDirections(parameters, rank=2, refresh_every=2)
+        case "subspace":
+            return SubspaceDirections(parameters, rank=2, refresh_every=2)
+        case "sparse":
+            return SparseDirections(parameters, quantile=0.25)
+    return HashedDirections(parameters)
 
 
 def problem(dtype: torch.dtype = torch.float64, *, dropout: float = 0.0) -> tuple[NetworkObjective, ToySource]:
@@ -141,7 +160,7 @@ def test_the_loss_is_the_weighted_mean(name):
     assert float(run(build(name, objective), source).loss) == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["spsa_central", "spsa_forward"])
+@pytest.mark.parametrize("name", SPSA)
 def test_a_zeroth_order_estimate_allocates_no_gradient(name):
     objective, source = problem()
     run(build(name, objective), source)

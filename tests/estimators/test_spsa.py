@@ -9,6 +9,7 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
+from vamo_ft.optim.projected import ProjectedSgd
 
 SOURCE = ToySource(normal(8, 10, seed=0), batch_size=8, counts=torch.arange(8) % 3 + 1.0)
 
@@ -64,3 +65,18 @@ def test_losses_that_ignore_the_perturbation_are_an_error():
     estimator, _ = spsa(network(), eps=1e-30)
     with pytest.raises(VamoFtError, match="the perturbation does not reach the model"):
         estimator.estimate([SOURCE.batch(range(8))], 0)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize("difference", ["central", "forward"])
+def test_a_piecewise_constant_loss_may_ignore_it_and_then_nothing_moves(difference, max_grad_norm):
+    objective = network()
+    estimator, directions = spsa(objective, num_probes=3, eps=1e-30, difference=difference, piecewise_constant=True)
+    estimate = estimator.estimate([SOURCE.batch(range(8))], 0)
+    assert estimate.projected is not None
+    assert estimate.projected.coefficients.tolist() == [0, 0, 0]
+    parameters = TrainableParameters(objective.module)
+    before = parameters.copy()
+    rule = ProjectedSgd(parameters, directions, weight_decay=0.0, max_grad_norm=max_grad_norm, seed=0)
+    rule.apply(estimate, learning_rate=1.0, step=0)
+    assert all(torch.equal(*pair) for pair in zip(parameters.tensors, before, strict=True))

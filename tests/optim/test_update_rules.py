@@ -2,10 +2,13 @@ import pytest
 import torch
 
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, normal
+from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.factored import LowRankDirections
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.core.types import Estimate, ProjectedGradient, Work
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.optim.projected import ProjectedSgd
@@ -128,3 +131,59 @@ def test_a_projected_gradient_goes_through_a_rule_with_state(name):
     gradient = dense(estimate, directions)
     expected = old - 0.1 * (gradient if name == "sgd" else gradient / (gradient.abs() + 1e-8))
     assert torch.allclose(new, expected, atol=1e-9)
+
+
+def test_sign_sgd_takes_steps_of_one_size_and_decays_apart_from_them():
+    network = TinyNetwork(10, dtype=torch.float64)
+    parameters = TrainableParameters(network)
+    rule = DenseRule(
+        parameters, None, build_optimizer(parameters, name="sign_sgd", weight_decay=0.1), max_grad_norm=None
+    )
+    (old_bias, old), gradient = parameters.copy(), normal(3, 10, seed=1)
+    gradient[0] = 0.0
+    network.layer.weight.grad = gradient.clone()
+    rule.apply(Estimate(loss=torch.zeros(()), work=Work()), learning_rate=0.5, step=0)
+    expected = (1 - 0.5 * 0.1) * old - 0.5 * gradient.sign()
+    assert torch.allclose(network.layer.weight, expected, rtol=1e-12)
+    assert torch.equal(network.layer.bias, old_bias), "no gradient, no step"
+    assert rule.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad", "sign_sgd"])
+def test_a_rule_with_state_passes_over_what_the_directions_do_not_reach(name):
+    """The second block gets neither decay nor state in the first block's step."""
+    network = TinyNetwork(10, dtype=torch.float64)
+    parameters = TrainableParameters(network)
+    assert parameters.names == ("layer.bias", "layer.weight")
+    blocks = (Block("bias", (0,)), Block("weight", (1,)))
+    directions = BlockDirections(HashedDirections(parameters), blocks, order="cyclic")
+    optimizer = build_optimizer(parameters, name=name, weight_decay=0.1)
+    rule, (old_bias, old_weight) = DenseRule(parameters, directions, optimizer, max_grad_norm=1e9), parameters.copy()
+    rule.apply(projected(0.3), learning_rate=0.1, step=0)
+    assert torch.equal(network.layer.weight, old_weight)
+    assert not torch.equal(network.layer.bias, old_bias)
+    stateful = {"adamw": {"layer.bias"}, "adagrad": {"layer.bias", "layer.weight"}}  # adagrad sets sums up beforehand
+    assert set(rule.state_dict()) == stateful.get(name, set())
+
+
+@pytest.mark.parametrize("structure", ["full", "sparse", "low_rank"])
+def test_both_rules_of_sgd_make_the_same_step(structure):
+    """Directions made anew in the update equal those materialised in the gradient."""
+    moved = []
+    for dense_rule in (False, True):
+        network = TinyNetwork(10, dtype=torch.float64)
+        parameters = TrainableParameters(network)
+        directions = {
+            "full": lambda p: HashedDirections(p, distribution="gaussian"),
+            "sparse": lambda p: SparseDirections(p, quantile=0.5),
+            "low_rank": lambda p: LowRankDirections(p, rank=2, refresh_every=1),
+        }[structure](parameters)
+        if dense_rule:
+            optimizer = build_optimizer(parameters, name="sgd", weight_decay=0.1)
+            rule = DenseRule(parameters, directions, optimizer, max_grad_norm=0.3)
+        else:
+            rule = ProjectedSgd(parameters, directions, weight_decay=0.1, max_grad_norm=0.3, seed=0)
+        norm = rule.apply(projected(0.3, -0.4), learning_rate=0.1, step=0)["grad_norm"]
+        moved.append((float(norm), torch.cat([tensor.detach().reshape(-1) for tensor in parameters.tensors])))
+    assert moved[0][0] == pytest.approx(moved[1][0], rel=1e-6)
+    assert torch.allclose(moved[0][1], moved[1][1], atol=1e-9)

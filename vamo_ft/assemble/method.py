@@ -2,14 +2,19 @@
 
 import logging
 
+from torch import nn
+
 from vamo_ft.assemble.surroundings import Surroundings, due
 from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, VamoConfig
 from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.blocks import BlockDirections, model_blocks
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import UsageError
+from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import GradientEstimator, Objective, Runtime, UpdateRule
+from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, UpdateRule
 from vamo_ft.core.rounding import share_finer_than_ulp
+from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe
@@ -23,22 +28,36 @@ __all__ = ["build_directions", "build_estimator", "build_update_rule"]
 _log = logging.getLogger("vamo_ft")
 
 
-def build_directions(config: RunConfig, parameters: TrainableParameters) -> HashedDirections | None:
+def build_directions(config: RunConfig, parameters: TrainableParameters, module: nn.Module) -> Directions | None:
     """The directions of a method that perturbs; None for back-propagation alone."""
-    match config.method:
-        case SpsaConfig() | VamoConfig():
-            match config.method.directions.structure:
-                case "full":
-                    return HashedDirections(parameters, distribution=config.method.directions.distribution)
-        case FirstOrderConfig():
-            return None
+    if isinstance(config.method, FirstOrderConfig):
+        return None
+    directions = config.method.directions
+    law, rank, refresh_every = directions.distribution, directions.rank, directions.refresh_every
+    match directions.structure:
+        case "full":
+            return HashedDirections(parameters, distribution=law)
+        case "block":
+            assert directions.order is not None
+            hashed, blocks = HashedDirections(parameters, distribution=law), model_blocks(module, parameters)
+            _log.info("directions: %d blocks, one a step", len(blocks))
+            return BlockDirections(hashed, blocks, order=directions.order)
+        case "low_rank":
+            assert law != "sphere" and rank is not None and refresh_every is not None
+            return LowRankDirections(parameters, rank=rank, refresh_every=refresh_every, distribution=law)
+        case "subspace":
+            assert law != "sphere" and rank is not None and refresh_every is not None
+            return SubspaceDirections(parameters, rank=rank, refresh_every=refresh_every, distribution=law)
+        case "sparse":
+            assert directions.quantile is not None
+            return SparseDirections(parameters, quantile=directions.quantile, distribution=law)
 
 
 def build_estimator(
     config: RunConfig,
     objective: Objective,
     parameters: TrainableParameters,
-    directions: HashedDirections | None,
+    directions: Directions | None,
     runtime: Runtime,
     source: TrainingSamples,
     surroundings: Surroundings,
@@ -53,12 +72,13 @@ def build_estimator(
             assert directions is not None
             _warn_of_small_eps(method.eps, parameters)
             return Spsa(
-                LossProbe(objective, parameters, directions, runtime),
+                LossProbe(objective, parameters, directions, runtime, whole=config.objective.answer_tokens is not None),
                 runtime,
                 num_probes=method.probes,
                 eps=method.eps,
                 difference=method.difference,
                 seed=seed,
+                piecewise_constant=config.objective.type == "metric",
             )
         case VamoConfig():
             assert directions is not None
@@ -103,9 +123,7 @@ def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:
         )
 
 
-def build_update_rule(
-    config: RunConfig, parameters: TrainableParameters, directions: HashedDirections | None
-) -> UpdateRule:
+def build_update_rule(config: RunConfig, parameters: TrainableParameters, directions: Directions | None) -> UpdateRule:
     """What moves the parameters along an estimate."""
     optimizer, max_grad_norm = config.optimizer, config.training.max_grad_norm
     if isinstance(config.method, SpsaConfig) and optimizer.name == "sgd" and optimizer.momentum == 0:

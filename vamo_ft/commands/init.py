@@ -1,14 +1,16 @@
 """`vamo-ft init`: a commented configuration to start from."""
 
+import copy
 import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vamo_ft.config.method import METHOD_NAMES
+from vamo_ft.config.presets import preset_values
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.section import Section
 from vamo_ft.config.yaml_text import write_yaml_value
@@ -19,15 +21,17 @@ __all__ = ["init", "starter_config"]
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What differs between methods; learning rates are for a LoRA adapter."""
+    """What differs between methods; learning rates are for what is trained, a LoRA adapter or the weights."""
 
     optimizer: str
     learning_rate: float
     steps: int
     method: Mapping[str, Any]
+    adapter: bool = True
+    schedule: Mapping[str, Any] = field(default_factory=lambda: {"name": "linear", "warmup_steps": 50})
 
 
-_ZEROTH_ORDER = _Choice("sgd", 5e-5, 5000, {"probes": 1, "eps": 1e-2})
+_ZEROTH_ORDER = _Choice("sgd", 5e-5, 5000, {"probes": 1, "eps": 1e-2}, schedule={"name": "constant"})
 
 _CHOICES: Mapping[str, _Choice] = {
     "first_order": _Choice("adamw", 1e-3, 1000, {}),
@@ -36,6 +40,13 @@ _CHOICES: Mapping[str, _Choice] = {
     "adagrad": _Choice("adagrad", 1e-2, 1000, {}),
     "spsa": _ZEROTH_ORDER,
     "mezo": _ZEROTH_ORDER,
+    "mezo_bcd": _ZEROTH_ORDER,
+    "lozo": _ZEROTH_ORDER,
+    "subzero": _ZEROTH_ORDER,
+    "sparse_mezo": replace(_ZEROTH_ORDER, learning_rate=1e-6, method={"probes": 1, "eps": 1e-3}, adapter=False),
+    "zo_adam": replace(_ZEROTH_ORDER, optimizer="adamw", learning_rate=1e-4),
+    "zo_sign": replace(_ZEROTH_ORDER, optimizer="sign_sgd", learning_rate=1e-5),
+    "zo_momentum": replace(_ZEROTH_ORDER, learning_rate=5e-6),
     "vamo": _Choice("adamw", 1e-3, 1000, {"probes": 4, "eps": "auto", "snapshot": {"every": "1 epoch", "set": "all"}}),
 }
 
@@ -64,22 +75,20 @@ def starter_config(method: str) -> str:
     """The file's text; every comment is the schema's own description of the key."""
     values = _values(method)
     lines = [
-        "# Trains a LoRA adapter to tell two classes apart. 'vamo-ft validate' lists every key with its default.",
+        f"# Trains {'a LoRA adapter' if _CHOICES[method].adapter else 'the weights'} to tell two classes apart. "
+        "'vamo-ft validate' lists every key with its default.",
         '# A row of the data: {"sentence": "a joy from start to end", "label": 1}',
-        *_lines(RunConfig.model_validate(values), values, indent=""),
+        *_lines(_resolved(values), values, indent=""),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _values(method: str) -> dict[str, Any]:
     choice = _CHOICES[method]
-    is_zeroth_order = choice is _ZEROTH_ORDER
+    adapter = {"adapter": {"type": "lora", "r": 8, "alpha": 16.0, "target_modules": "all-linear"}}
     return {
-        "run": {"name": f"{method.replace('_', '-')}-lora", "seed": 42},
-        "model": {
-            "path": "HuggingFaceTB/SmolLM2-135M-Instruct",
-            "adapter": {"type": "lora", "r": 8, "alpha": 16.0, "target_modules": "all-linear"},
-        },
+        "run": {"name": f"{method.replace('_', '-')}{'-lora' if choice.adapter else ''}", "seed": 42},
+        "model": {"path": "HuggingFaceTB/SmolLM2-135M-Instruct", **(adapter if choice.adapter else {})},
         "data": {
             "train": {"path": "data/train.jsonl"},
             "evaluation": {"path": "data/eval.jsonl"},
@@ -93,11 +102,23 @@ def _values(method: str) -> dict[str, Any]:
         },
         "method": {"name": method, **choice.method},
         "optimizer": {"name": choice.optimizer, "learning_rate": choice.learning_rate},
-        "schedule": {"name": "constant"} if is_zeroth_order else {"name": "linear", "warmup_steps": 50},
+        "schedule": choice.schedule,
         "training": {"steps": choice.steps, "batch_size": 16},
         "evaluation": {"every": f"{choice.steps // 10} steps", "metrics": ["loss", "accuracy"]},
         "checkpoint": {"every": f"{choice.steps // 10} steps", "keep": 2},
     }
+
+
+def _resolved(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration with what the method's name presets."""
+    complete = copy.deepcopy(dict(values))
+    for key, value in preset_values(values).items():
+        *path, last = key.split(".")
+        section = complete
+        for part in path:
+            section = section.setdefault(part, {})
+        section.setdefault(last, value)
+    return RunConfig.model_validate(complete)
 
 
 def _lines(section: Section, values: Mapping[str, Any], *, indent: str) -> Iterator[str]:

@@ -42,16 +42,25 @@ METHODS = (
     MethodSummary("adagrad", "back-propagation", "1", "1", "-", "2x", "Duchi 2011"),
     MethodSummary("vamo", "corrected", "1", "1", "2q", "1x + state + 4nq bytes", "2505.13954"),
     MethodSummary("vamo, recompute", "corrected", "1 + 2q", "1", "2q", "4x + state + 4nq bytes", "2505.13954"),
-    MethodSummary("spsa", "loss differences", "2q", "0", "-", "1x", "Spall 1992"),
-    MethodSummary("mezo", "loss differences", "2q", "0", "-", "1x", "2305.17333"),
+    MethodSummary("spsa", "loss differences", "2q", "0", "-", "one layer", "Spall 1992"),
+    MethodSummary("mezo", "loss differences", "2q", "0", "-", "one layer", "2305.17333"),
+    MethodSummary("mezo_bcd", "loss differences", "2q", "0", "-", "one layer", "2501.19099"),
+    MethodSummary("lozo", "loss differences", "2q", "0", "-", "one layer + factors", "2410.07698"),
+    MethodSummary("subzero", "loss differences", "2q", "0", "-", "one layer + factors", "2410.08989"),
+    MethodSummary("sparse_mezo", "loss differences", "2q", "0", "-", "one layer", "2402.15751"),
+    MethodSummary("zo_adam", "loss differences", "2q", "0", "-", "3x", "2402.11592"),
+    MethodSummary("zo_sign", "loss differences", "2q", "0", "-", "1x", "2402.11592"),
+    MethodSummary("zo_momentum", "loss differences", "2q", "0", "-", "2x", "2402.11592"),
 )
 
 LEGEND = (
     "forward, backward: passes per sample of a step; snapshot: forward passes per sample of a snapshot.",
     "q: method.probes; n: training samples. difference: forward takes q + 1 passes, central 2q.",
     "memory: beyond the weights. 1x: one copy of the trained parameters, few with an adapter.",
-    "state: the optimizer's (sgd 0, with momentum 1x, adagrad 1x, adamw 2x). With an optimizer other",
-    "than plain sgd, spsa and mezo hold 1x + state. recompute: the value of method.source.",
+    "state: the optimizer's (sgd and sign_sgd 0, with momentum 1x, adagrad 1x, adamw 2x).",
+    "one layer: the largest, displaced while it runs; an optimizer but plain sgd adds 1x + state.",
+    "factors: rank (m + n) floats per m x n matrix and probe; embedding and head are displaced whole.",
+    "recompute: the value of method.source.",
     "source: arXiv number, or author and year.",
 )
 

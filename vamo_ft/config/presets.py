@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _FIRST_ORDER = {"training.max_grad_norm": 1.0}
+_ZEROTH_ORDER = {"optimizer.name": "sgd", "method.directions.distribution": "gaussian"}
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "first_order": _FIRST_ORDER,
@@ -12,12 +13,20 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "adagrad": {**_FIRST_ORDER, "optimizer.name": "adagrad"},
     "vamo": {**_FIRST_ORDER, "optimizer.name": "sgd"},
     "spsa": {"optimizer.name": "sgd"},
-    "mezo": {"optimizer.name": "sgd", "method.directions.distribution": "gaussian"},
+    "mezo": _ZEROTH_ORDER,
+    "mezo_bcd": {**_ZEROTH_ORDER, "method.directions.structure": "block"},
+    "lozo": {**_ZEROTH_ORDER, "method.directions.structure": "low_rank"},
+    "subzero": {**_ZEROTH_ORDER, "method.directions.structure": "subspace"},
+    "sparse_mezo": {**_ZEROTH_ORDER, "method.directions.structure": "sparse"},
+    "zo_adam": {**_ZEROTH_ORDER, "optimizer.name": "adamw"},
+    "zo_sign": {**_ZEROTH_ORDER, "optimizer.name": "sign_sgd"},
+    "zo_momentum": {**_ZEROTH_ORDER, "optimizer.momentum": 0.9},
 }
 
 
 def preset_values(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value that `method.name` presets; MeZO's perturbation is ten times larger for adapters.
+    """Dotted key -> value that `method.name` presets; the perturbation of MeZO and its kin is ten times larger for
+    adapters.
 
     Values follow the grids of Malladi et al. 2023 (arXiv 2305.17333, appendix E).
 
@@ -27,7 +36,9 @@ def preset_values(raw: Mapping[str, Any]) -> dict[str, Any]:
     method = raw.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None
     values = dict(_PRESETS.get(name, {})) if isinstance(name, str) else {}
-    model = raw.get("model")
-    if name == "mezo" and isinstance(model, Mapping) and model.get("adapter") is not None:
+    optimizer, model = raw.get("optimizer"), raw.get("model")
+    if name == "zo_momentum" and isinstance(optimizer, Mapping) and optimizer.get("name", "sgd") != "sgd":
+        del values["optimizer.momentum"]  # the contradiction is told in terms of what is written
+    if _ZEROTH_ORDER.keys() <= values.keys() and isinstance(model, Mapping) and model.get("adapter") is not None:
         values["method.eps"] = 1e-2
     return values

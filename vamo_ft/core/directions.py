@@ -1,26 +1,30 @@
-"""Perturbation directions by hashing, in plain torch operations.
+"""Perturbation directions by hashing.
 
 A direction `z` has unit RMS per coordinate: `|z|` is sqrt(d), or about it. It is never stored: every operation makes
-it anew, in chunks of 2**20 elements.
+it anew, in one pass over memory for any number of directions.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vamo_ft.core.hashing import HashKey, random_bits
+from vamo_ft.core.hashing import BLOCK, HashKey, block_words
+from vamo_ft.core.kernels import accumulate_, compiled, compiler_available, displace_, row_words
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.rounding import round_to_bfloat16
+from vamo_ft.core.rows import Launch, RowPlan, row_positions
 
 __all__ = ["Distribution", "HashedDirections"]
 
 Distribution = Literal["rademacher", "gaussian", "sphere"]
 
-_CHUNK = 1 << 20
-_MOST_SCALES = 4096  # scalars; far more than the directions of one step or snapshot
+_CHUNK = 1 << 20  # elements whose intermediate results exist at one time
+_FUSED = 2  # directions that one kernel adds up; more take long to compile and gain little
+_COMPILE_FROM = 1 << 22  # elements; for less, compiling takes longer than it ever saves
+_MOST_KEYS = 64  # keys whose words are kept: 16 bytes for 65,536 elements each
 
 
 class HashedDirections:
@@ -31,11 +35,28 @@ class HashedDirections:
     | rademacher | the top bit as a sign; lies exactly on the sphere of radius sqrt(d) (Spall 1992) |
     | gaussian | Box-Muller on two hashed uniforms (MeZO, arXiv 2305.17333) |
     | sphere | gaussian rescaled to norm sqrt(d) (ZO-SVRG, VAMO) |
+
+    Args:
+        compile_kernels: through `torch.compile`, with the same bits; None: where a compiler exists and there are four
+            million elements or more.
     """
 
-    def __init__(self, parameters: TrainableParameters, *, distribution: Distribution = "rademacher") -> None:
+    rowwise = True
+
+    def __init__(
+        self,
+        parameters: TrainableParameters,
+        *,
+        distribution: Distribution = "rademacher",
+        compile_kernels: bool | None = None,
+    ) -> None:
         self._parameters = parameters
         self._distribution = distribution
+        if compile_kernels is None:
+            compile_kernels = parameters.numel >= _COMPILE_FROM and compiler_available(parameters.device.type)
+        self._compile = compile_kernels
+        self._plans: dict[tuple[object, ...], RowPlan] = {}
+        self._words: dict[HashKey, Tensor] = {}
         self._sphere_scales: dict[HashKey, Tensor] = {}
 
     @property
@@ -43,13 +64,9 @@ class HashedDirections:
         """d, the number of elements of a direction."""
         return self._parameters.numel
 
-    def values(self, key: HashKey, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of the direction, (stop - start,) float32."""
-        device = self._parameters.device
-        if self._distribution == "rademacher":
-            return random_bits(key, start, stop, device=device).bitwise_right_shift_(31).mul_(2).add_(1).float()
-        normal = _standard_normal(key, start, stop, device=device)
-        return normal if self._distribution == "gaussian" else normal * self._sphere_scale(key)
+    def support(self, keys: Sequence[HashKey]) -> tuple[int, ...]:
+        """The tensors that the directions reach: all of them."""
+        return tuple(range(len(self._parameters.tensors)))
 
     @torch.no_grad()
     def axpy_(
@@ -60,89 +77,265 @@ class HashedDirections:
         *,
         scales: Sequence[float] | None = None,
         rounding: HashKey | None = None,
+        sources: Sequence[Tensor] | None = None,
+        indices: Sequence[int] | None = None,
     ) -> None:
-        """`p <- scale * p + sum_j a_j z_j` in place, in one pass over memory.
+        """`p <- scale * source + sum_j a_j z_j`, in one pass over memory.
 
         The sum over j is formed in float32 (float64 for float64 tensors) in the order of `keys`, then added.
 
         Args:
-            tensors: one for each trainable parameter, of its shape.
+            tensors: written to, of the parameters' shapes.
             coefficients: (m,) the a_j.
             keys: the m directions.
-            scales: one for each tensor, multiplies its old value; None stands for ones.
-            rounding: stream for stochastic rounding of bfloat16 results; None rounds to nearest.
+            scales: one for each tensor, multiplies the source; None stands for ones.
+            rounding: stream for stochastic rounding of bfloat16 and float16 results; None rounds to nearest.
+            sources: what is displaced; None: the tensors' own values.
+            indices: the parameters that the tensors stand for; None: all of them.
         """
-        for start, stop in self._chunks():
-            sums: dict[torch.dtype, Tensor] = {}
-            directions = [self.values(key, start, stop) for key in keys]
-            for segment in self._parameters.segments(start, stop):
-                target = tensors[segment.index].view(-1)[segment.start : segment.stop]
-                wide = torch.promote_types(target.dtype, torch.float32)
-                if wide not in sums:
-                    sums[wide] = _weighted_sum(directions, coefficients.to(wide))
-                position = segment.offset - start
-                kept = target.to(wide) if scales is None else target.to(wide) * scales[segment.index]
-                moved = kept + sums[wide][position : position + target.numel()]
-                if rounding is not None and target.dtype == torch.bfloat16:
-                    moved = round_to_bfloat16(moved, rounding, segment.offset)
-                target.copy_(moved)
+        sources = tensors if sources is None else sources
+        indices = range(len(tensors)) if indices is None else indices
+        plan = self._plan(tensors, indices)
+        coefficients = self._scaled(coefficients, keys)
+        words = [self.words(key)[plan.blocks] for key in keys]
+        noise = None if rounding is None else self.words(rounding)[plan.blocks]
+        device = self._parameters.device
+        for launch in plan.launches:
+            scale = None
+            if scales is not None:
+                scale = torch.tensor([scales[place] for place in launch.places], dtype=torch.float64, device=device)
+                scale = scale.unsqueeze(1).expand(launch.shape[0], 1)
+            threshold = self._thresholds_of([indices[place] for place in launch.places])
+            with _rows(launch, tensors, sources) as (out, source):
+                self._displace(
+                    out,
+                    source,
+                    plan.starts[launch.rows],
+                    [each[launch.rows] for each in words],
+                    coefficients,
+                    scale=scale,
+                    threshold=None if threshold is None else threshold.expand(launch.shape[0], 1),
+                    rounding=None if noise is None else noise[launch.rows],
+                )
+
+    @torch.no_grad()
+    def displaced_rows(
+        self,
+        values: Tensor,
+        rows: Tensor,
+        *,
+        index: int,
+        coefficients: Tensor,
+        keys: Sequence[HashKey],
+        rounding: HashKey | None,
+    ) -> Tensor:
+        """`values + sum_j a_j z_j` for some rows of a matrix.
+
+        Args:
+            values: (R, H) the rows' values.
+            rows: (R,) int64, their numbers in parameter `index`, with repetitions or not.
+
+        Returns:
+            (R, H), as `axpy_` would give, bit for bit.
+        """
+        out = torch.empty_like(values)
+        width = values.shape[1]
+        threshold = self._thresholds_of([index])
+        for first in range(0, width, BLOCK):  # one round, unless rows are very long
+            part = slice(first, min(first + BLOCK, width))
+            offsets = rows * width + (self._parameters.offsets[index] + first)
+            blocks, starts = row_positions(offsets, device=values.device)
+            self._displace(
+                out[:, part],
+                values[:, part],
+                starts,
+                [self.words(key)[blocks] for key in keys],
+                self._scaled(coefficients, keys),
+                scale=None,
+                threshold=None if threshold is None else threshold.expand(len(rows), 1),
+                rounding=None if rounding is None else self.words(rounding)[blocks],
+            )
+        return out
+
+    @torch.no_grad()
+    def values(self, key: HashKey, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the direction, (stop - start,) float32."""
+        device = self._parameters.device
+        first, position = divmod(start, BLOCK)
+        rows = -(-(stop - start) // BLOCK)
+        total = torch.zeros(rows, min(stop - start, BLOCK), device=device)
+        words = row_words(block_words(key, first, first + rows + 1)).to(device)
+        starts = torch.full((rows, 1), position, dtype=torch.int32, device=device)
+        self._accumulate(total, starts, [words], self._scaled(torch.ones(1, device=device), [key]).to(total.dtype))
+        return total.view(-1)[: stop - start]
 
     @torch.no_grad()
     def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
-        """(m,) float64 inner products `<tensors, z_j>`, in one pass; None stands for zeros."""
+        """(m,) float64 inner products `<tensors, z_j>`, in one pass; None stands for zeros and costs nothing."""
         result = torch.zeros(len(keys), dtype=torch.float64, device=self._parameters.device)
-        for start, stop in self._chunks():
-            directions = [self.values(key, start, stop).double() for key in keys]
+        for start, stop in self._chunks([index for index, tensor in enumerate(tensors) if tensor is not None]):
+            directions = [self.values(key, start, stop) for key in keys]
             for segment in self._parameters.segments(start, stop):
                 tensor = tensors[segment.index]
-                if tensor is None:
-                    continue
+                assert tensor is not None
                 values = tensor.reshape(-1)[segment.start : segment.stop].double()
                 position = segment.offset - start
-                result += torch.stack([values @ z[position : position + values.numel()] for z in directions])
+                result += torch.stack([_sum(values * z[position : position + values.numel()]) for z in directions])
         return result
 
     @torch.no_grad()
-    def gram(self, keys: Sequence[HashKey]) -> Tensor:
-        """(m, m) float64, `G_jk = <z_j, z_k>`, in one pass; the diagonal is d except for gaussian directions."""
+    def gram(self, keys: Sequence[HashKey], *, indices: Sequence[int] | None = None) -> Tensor:
+        """(m, m) float64, `G_jk = <z_j, z_k>`, in one pass; the diagonal is d except for gaussian directions.
+
+        Args:
+            indices: the parameters over which the products are taken; None: all of them.
+        """
+        indices = range(len(self._parameters.tensors)) if indices is None else indices
         gram = torch.zeros(len(keys), len(keys), dtype=torch.float64, device=self._parameters.device)
         if len(keys) > 1 or self._distribution == "gaussian":
-            for start, stop in self._chunks():
+            for start, stop in self._chunks(indices):
                 directions = torch.stack([self.values(key, start, stop) for key in keys]).double()
                 gram += directions @ directions.T
         if self._distribution != "gaussian":
-            gram.fill_diagonal_(self.numel)
+            gram.fill_diagonal_(self._reached(indices))
         return gram
 
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.numel, _CHUNK):
-            yield start, min(start + _CHUNK, self.numel)
+    def words(self, key: HashKey) -> Tensor:
+        """(B, 8) int32 words of every block of the vector, for a row that begins in it (see `kernels.row_words`)."""
+        if key not in self._words:
+            if len(self._words) >= _MOST_KEYS:
+                self._words.clear()
+            words = row_words(block_words(key, 0, -(-self.numel // BLOCK) + 1))
+            self._words[key] = words.to(self._parameters.device, non_blocking=True)
+        return self._words[key]
+
+    def kernel(self, kernel: Callable[..., None], rows: Tensor) -> Callable[..., None]:
+        """The kernel as it is to be called for `rows` (R, W): compiled, or plain."""
+        return compiled(kernel) if self._compile and len(rows) > 1 else kernel
+
+    def _thresholds_of(self, indices: Sequence[int]) -> Tensor | None:
+        """(len(indices), 1) float64, the largest magnitude of an element that is displaced; None: all are."""
+        return None
+
+    def _reached(self, indices: Sequence[int]) -> int:
+        """The number of elements of these tensors that are displaced."""
+        return sum(self._parameters.tensors[index].numel() for index in indices)
+
+    def _displace(
+        self,
+        out: Tensor,
+        source: Tensor | None,
+        starts: Tensor,
+        words: Sequence[Tensor],
+        coefficients: Tensor,
+        *,
+        scale: Tensor | None,
+        threshold: Tensor | None,
+        rounding: Tensor | None,
+    ) -> None:
+        """One launch, or several where intermediate results would be large."""
+        coefficients = coefficients.to(torch.promote_types(out.dtype, torch.float32))
+        kernel = self.kernel(displace_, out)
+        whole = kernel is not displace_ and len(words) <= _FUSED
+        step = len(out) if whole else max(1, _CHUNK // out.shape[1])
+        for first in range(0, len(out), step):
+            part = slice(first, first + step)
+            target, origin = out[part], None if source is None else source[part]
+            carried, fused = None, [each[part] for each in words]
+            if len(fused) > _FUSED:
+                carried = torch.zeros(fused[0].shape[0], out.shape[1], dtype=coefficients.dtype, device=out.device)
+                self._accumulate(carried, starts[part], fused[:-_FUSED], coefficients[:-_FUSED])
+            kernel(
+                target,
+                origin,
+                carried,
+                starts[part],
+                fused[-_FUSED:],
+                coefficients[-_FUSED:],
+                gaussian=self._distribution != "rademacher",
+                scale=None if scale is None else scale[part],
+                reference=None if threshold is None else target if origin is None else origin,
+                threshold=None if threshold is None else threshold[part].to(out.dtype),
+                rounding=None if rounding is None else rounding[part],
+            )
+
+    def _accumulate(self, total: Tensor, starts: Tensor, words: Sequence[Tensor], coefficients: Tensor) -> None:
+        kernel = self.kernel(accumulate_, total)
+        for first in range(0, len(words), _FUSED):
+            part = slice(first, first + _FUSED)
+            kernel(total, starts, words[part], coefficients[part], gaussian=self._distribution != "rademacher")
+
+    def _chunks(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Stretches of the vector that make up the tensors, neighbouring tensors together."""
+        stretches: list[tuple[int, int]] = []
+        for index in indices:
+            start = self._parameters.offsets[index]
+            stop = start + self._parameters.tensors[index].numel()
+            if stretches and stretches[-1][1] == start:
+                start, _ = stretches.pop()
+            stretches.append((start, stop))
+        for start, stop in stretches:
+            for first in range(start, stop, _CHUNK):
+                yield first, min(first + _CHUNK, stop)
+
+    def _plan(self, tensors: Sequence[Tensor], indices: Sequence[int]) -> RowPlan:
+        name = (tuple(indices), tuple(tensor.dtype for tensor in tensors))
+        if name not in self._plans:
+            self._plans[name] = RowPlan.of(tensors, [self._parameters.offsets[index] for index in indices])
+        return self._plans[name]
+
+    def _scaled(self, coefficients: Tensor, keys: Sequence[HashKey]) -> Tensor:
+        """The coefficients of standard normals or signs."""
+        if self._distribution != "sphere":
+            return coefficients
+        return coefficients * torch.stack([self._sphere_scale(key) for key in keys]).to(coefficients.dtype)
 
     def _sphere_scale(self, key: HashKey) -> Tensor:
-        """sqrt(d) / norm of the gaussian, the norm summed in float64 chunk by chunk, once per key."""
+        """() float64, sqrt(d) / norm of the gaussian, the norm summed in float64 chunk by chunk, once per key."""
         if key not in self._sphere_scales:
-            device = self._parameters.device
-            square = torch.zeros((), dtype=torch.float64, device=device)
-            for start, stop in self._chunks():
-                square += _standard_normal(key, start, stop, device=device).double().square().sum()
-            if len(self._sphere_scales) >= _MOST_SCALES:  # directions of earlier steps are not asked for again
+            if len(self._sphere_scales) >= _MOST_KEYS:
                 self._sphere_scales.clear()
-            self._sphere_scales[key] = (math.sqrt(self.numel) / square.sqrt()).float()
+            normal = HashedDirections(self._parameters, distribution="gaussian", compile_kernels=self._compile)
+            square = torch.zeros((), dtype=torch.float64, device=self._parameters.device)
+            for start, stop in self._chunks(range(len(self._parameters.tensors))):
+                square += _sum(normal.values(key, start, stop).double().square())
+            self._sphere_scales[key] = math.sqrt(self.numel) / square.sqrt()
         return self._sphere_scales[key]
 
 
-def _weighted_sum(directions: Sequence[Tensor], coefficients: Tensor) -> Tensor:
-    total = directions[0].to(coefficients.dtype) * coefficients[0]
-    for direction, coefficient in zip(directions[1:], coefficients[1:], strict=True):
-        total += direction * coefficient
-    return total
+@contextmanager
+def _rows(
+    launch: Launch, tensors: Sequence[Tensor], sources: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Target and source (None: the same) of a launch, (R, W); what is not one stretch of memory goes through a copy."""
+    begin, end = launch.first, launch.first + (launch.shape[0] * launch.shape[1]) // len(launch.places)
+    first = launch.places[0]
+    if len(launch.places) == 1 and tensors[first].is_contiguous() and sources[first].is_contiguous():
+        out = _stretch(tensors[first], begin, launch.shape)
+        yield out, None if tensors[first] is sources[first] else _stretch(sources[first], begin, launch.shape)
+        return
+    staged = torch.stack([sources[place].detach().reshape(-1)[begin:end] for place in launch.places])
+    staged = staged.view(launch.shape)
+    yield staged, None
+    for place, row in zip(launch.places, staged.view(len(launch.places), -1), strict=True):
+        target = tensors[place].detach()
+        if target.is_contiguous():
+            target.view(-1)[begin:end] = row
+        else:
+            assert row.numel() == target.numel(), "large tensors that are not contiguous are taken whole"
+            target.copy_(row.view(target.shape))
 
 
-def _standard_normal(key: HashKey, start: int, stop: int, *, device: torch.device) -> Tensor:
-    """Box-Muller: `sqrt(-2 ln u1) cos(2 pi u2)`, u1 in (0, 1] and u2 in [0, 1), 24 bits each."""
-    radius, angle = (
-        random_bits(key, start, stop, device=device, lane=lane).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).float()
-        for lane in (0, 1)
-    )
-    radius = radius.add_(1).mul_(2.0**-24).log_().mul_(-2).sqrt_()
-    return angle.mul_(2 * math.pi * 2.0**-24).cos_().mul_(radius)
+def _stretch(tensor: Tensor, begin: int, shape: tuple[int, int]) -> Tensor:
+    """Elements from `begin` on as rows, sharing memory.
+
+    Not by `view`: compiled code that writes to a view is bound to the number of dimensions of what it is a view of.
+    """
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(tensor.untyped_storage(), tensor.storage_offset() + begin, shape, (shape[1], 1))
+
+
+def _sum(values: Tensor) -> Tensor:
+    """() the sum of (n,) values in an order that does not depend on the number of threads."""
+    whole = len(values) // 4096 * 4096
+    return values[:whole].view(-1, 4096).sum(1).sum() + values[whole:].sum()

@@ -7,12 +7,14 @@ words (K0, K1). Within the block an element is `mix(mix((offset & 0xffff) + K0) 
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "Domain", "HashKey", "philox", "random_bits"]
+__all__ = ["BLOCK", "Domain", "HashKey", "block_words", "hashed", "philox", "random_bits"]
+
+Word = TypeVar("Word", int, Tensor)
 
 BLOCK = 1 << 16
 """Elements that share one pair of block words."""
@@ -28,6 +30,8 @@ class Domain(IntEnum):
     ORDER = 3
     DROPOUT = 4
     SUBSET = 5
+    BLOCK_ORDER = 6
+    FACTOR = 7
 
 
 class HashKey(NamedTuple):
@@ -46,20 +50,32 @@ class HashKey(NamedTuple):
         return first, second
 
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox4x32 with ten rounds, on 32-bit words."""
+def philox(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32 with ten rounds, on 32-bit words held in Python integers or int64 tensors."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64 bits; a tensor's sign is masked away below
         c0, c1, c2, c3 = (
-            (product1 >> 32) ^ c1 ^ k0,
+            (product1 >> 32 & _MASK) ^ c1 ^ k0,
             product1 & _MASK,
-            (product0 >> 32) ^ c3 ^ k1,
+            (product0 >> 32 & _MASK) ^ c3 ^ k1,
             product0 & _MASK,
         )
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
     return c0, c1, c2, c3
+
+
+def block_words(key: HashKey, first: int, last: int) -> Tensor:
+    """(last - first, 4) int32 on the host: K0 and K1 of the two lanes for each block of 65,536 offsets."""
+    block = torch.arange(first, last)
+    zero = torch.zeros_like(block)
+    return torch.stack(philox((block & _MASK, block >> 32, zero, zero), key.words), dim=1).to(torch.int32)
+
+
+def hashed(element: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
+    """32 bits for each element, `mix(mix(element + k0) ^ k1)`, int32; the arguments broadcast."""
+    return _mix(_mix(element + k0) ^ k1)
 
 
 def random_bits(key: HashKey, start: int, stop: int, *, device: torch.device, lane: int = 0) -> Tensor:
@@ -72,20 +88,16 @@ def random_bits(key: HashKey, start: int, stop: int, *, device: torch.device, la
         (stop - start,) int32 on `device`.
     """
     first, last = start // BLOCK, -(-stop // BLOCK)
-    key_words = key.words
-    block_words = [
-        philox((block & _MASK, block >> 32, 0, 0), key_words)[2 * lane : 2 * lane + 2] for block in range(first, last)
-    ]
-    k0, k1 = torch.tensor(block_words, dtype=torch.int64, device=device).to(torch.int32).unsqueeze(2).unbind(1)
+    words = block_words(key, first, last)[:, 2 * lane : 2 * lane + 2].to(device)
     low, high = (start % BLOCK, start % BLOCK + stop - start) if last - first == 1 else (0, BLOCK)
     element = torch.arange(low, high, dtype=torch.int32, device=device)
-    bits = _mix_(_mix_(element + k0).bitwise_xor_(k1)).flatten()  # (blocks * columns,)
+    bits = hashed(element, words[:, :1], words[:, 1:]).flatten()  # (blocks * columns,)
     skipped = start - (first * BLOCK + low)
     return bits[skipped : skipped + stop - start]
 
 
-def _mix_(x: Tensor) -> Tensor:
-    """A bijection of 32 bits with little bias, in place (two multiplications; constants found by C. Wellons, 2018)."""
-    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
-    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(0x846CA68B - (1 << 32))
-    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32 bits with little bias (two multiplications; constants found by C. Wellons, 2018)."""
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - (1 << 32))
+    return x ^ (x >> 16 & 0xFFFF)

@@ -117,6 +117,13 @@ class Directions(Protocol):
     def numel(self) -> int:
         """d, the number of elements of a direction."""
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether some rows of a matrix can be displaced without the others, to the same bits."""
+
+    def support(self, keys: Sequence[HashKey]) -> tuple[int, ...]:
+        """Indices of the parameters that the directions reach, ascending."""
+
     def axpy_(
         self,
         tensors: Sequence[Tensor],
@@ -125,8 +132,26 @@ class Directions(Protocol):
         *,
         scales: Sequence[float] | None = None,
         rounding: HashKey | None = None,
+        sources: Sequence[Tensor] | None = None,
+        indices: Sequence[int] | None = None,
     ) -> None:
-        """In place `p <- scale * p + sum_j coefficients[j] * z(keys[j])`, for `tensors` in the parameters' layout."""
+        """`p <- scale * source + sum_j coefficients[j] * z(keys[j])`, on the support.
+
+        Tensors, scales and sources stand for the parameters `indices` (None: for all); without `sources` the tensors
+        change in place.
+        """
+
+    def displaced_rows(
+        self,
+        values: Tensor,
+        rows: Tensor,
+        *,
+        index: int,
+        coefficients: Tensor,
+        keys: Sequence[HashKey],
+        rounding: HashKey | None,
+    ) -> Tensor:
+        """`values + sum_j coefficients[j] * z(keys[j])` for the given rows of one matrix, where `rowwise`."""
 
     def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
         """(m,) float64 inner products `<tensors, z(keys[j])>`; None stands for zeros."""

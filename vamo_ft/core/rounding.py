@@ -5,28 +5,33 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from vamo_ft.core.hashing import HashKey, random_bits
+__all__ = ["share_finer_than_ulp", "stochastically_rounded"]
 
-__all__ = ["round_to_bfloat16", "share_finer_than_ulp"]
+_FINE = 2.0**-24  # spacing of float16 below its smallest normal value
 
 
-def round_to_bfloat16(values: Tensor, key: HashKey, start: int) -> Tensor:
+def stochastically_rounded(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounds each value up or down with probabilities that make the mean exact.
 
     bfloat16 is the upper half of float32, so adding 16 uniform bits to the lower half and dropping it rounds away from
-    zero with probability (lower half) / 2**16.
+    zero with probability (lower half) / 2**16. float16 drops 13 bits of the mantissa in the same way; below 2**-14,
+    where its spacing is fixed, the value is counted in units of 2**-24.
 
     Args:
-        values: (n,) float32, finite.
-        key: stream of bits, in the rounding domain.
-        start: offset of the first element.
+        values: float32, finite.
+        bits: int32 of the same shape, uniform.
+        dtype: torch.bfloat16 or torch.float16.
 
     Returns:
-        (n,) bfloat16.
+        `dtype`, of the same shape.
     """
-    noise = random_bits(key, start, start + values.numel(), device=values.device).bitwise_and_(0xFFFF)
-    raised = values.contiguous().view(torch.int32) + noise
-    return raised.bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)
+    if dtype == torch.bfloat16:
+        raised = values.view(torch.int32) + (bits & 0xFFFF)
+        return (raised & -0x10000).view(torch.float32).to(dtype)
+    raised = values.view(torch.int32) + (bits & 0x1FFF)
+    normal = (raised & -0x2000).view(torch.float32)
+    small = torch.floor(values * (1 / _FINE) + (bits & 0xFFFF).to(torch.float32) * 2.0**-16) * _FINE
+    return torch.where(values.abs() < 2.0**-14, small, normal).to(dtype)
 
 
 @torch.no_grad()

@@ -3,9 +3,11 @@
 Shapes: n samples, q probes (`num_probes`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.perturbation import perturbed
+from vamo_ft.core.perturbation import Perturber
+from vamo_ft.core.prefix import PrefixReuse
 from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.types import Batch, Work
 
@@ -56,37 +59,71 @@ def probe_points(difference: Difference, *, num_probes: int, eps: float) -> tupl
 
 
 class LossProbe:
-    """Evaluates per-sample losses at probe points, with dropout off and without gradients."""
+    """Evaluates per-sample losses at probe points, with dropout off and without gradients.
+
+    Args:
+        whole: displace all parameters at once and reuse nothing, for an objective that runs the module many times per
+            batch, as one that generates does.
+    """
 
     def __init__(
-        self, objective: Objective, parameters: TrainableParameters, directions: Directions, runtime: Runtime
+        self,
+        objective: Objective,
+        parameters: TrainableParameters,
+        directions: Directions,
+        runtime: Runtime,
+        *,
+        whole: bool = False,
     ) -> None:
         self._objective = objective
-        self._parameters = parameters
         self._directions = directions
         self._runtime = runtime
+        self._whole = whole
+        self._perturber = Perturber(objective.module, parameters, directions, whole=whole)
+        self._prefix = PrefixReuse(objective.module, parameters)
 
     def at(self, point: ProbePoint, keys: Sequence[HashKey]) -> AbstractContextManager[None]:
-        """Within the block the parameters are at `point`; afterwards their old bits."""
+        """Within the block the module computes at `point`; afterwards at the parameters' own values again."""
         if point.probe is None:
             return nullcontext()
-        return perturbed(self._parameters, self._directions, key=keys[point.probe], coefficient=point.coefficient)
+        return self._perturber.at(keys[point.probe], point.coefficient)
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> Tensor:
-        """(B,) float64 summed loss of each sample at the parameters' present values."""
-        self._objective.module.eval()
-        with self._runtime.autocast():
-            return self._objective.terms(batch.to(self._runtime.device)).total.double()
+        """(B,) float64 summed loss of each sample at the present point."""
+        return self._perturber.checked(self._forward(batch))
 
+    def _forward(self, batch: Batch) -> Callable[[], Tensor]:
+        """One forward pass, which gives the losses."""
+        self._objective.module.eval()
+        batch = batch.to(self._runtime.device)
+
+        def forward() -> Tensor:
+            with self._runtime.autocast():
+                return self._objective.terms(batch).total.double()
+
+        return forward
+
+    @torch.no_grad()
     def evaluate(
         self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]
-    ) -> Iterator[tuple[ProbePoint, Tensor]]:
-        """The (n,) losses of all micro-batches at each point in turn."""
-        for point in points:
-            with self.at(point, keys):
-                losses = torch.cat([self.losses(batch) for batch in micro_batches])
-            yield point, losses
+    ) -> Iterator[tuple[ProbePoint, slice, Tensor]]:
+        """The losses of each micro-batch at each point, with the place of its samples among all."""
+        support = self._directions.support(keys)
+        ends = list(accumulate(len(batch) for batch in micro_batches))
+        places = [slice(end - len(batch), end) for end, batch in zip(ends, micro_batches, strict=True)]
+        if self._whole or self._prefix.depth(support) == 0:
+            for point in points:
+                with self.at(point, keys):
+                    for place, batch in zip(places, micro_batches, strict=True):
+                        yield point, place, self.losses(batch)
+            return
+        for place, batch in zip(places, micro_batches, strict=True):
+            with self._prefix.batch(support) as evaluate:
+                forward = self._forward(batch)
+                for point in points:
+                    with self.at(point, keys):
+                        yield point, place, self._perturber.checked(partial(evaluate, forward))
 
     def derivatives(
         self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]
@@ -99,8 +136,8 @@ class LossProbe:
         samples = sum(len(batch) for batch in micro_batches)
         result = torch.zeros(samples, len(keys), dtype=torch.float64, device=self._runtime.device)
         total = torch.zeros((), dtype=torch.float64, device=self._runtime.device)
-        for point, losses in self.evaluate(micro_batches, points, keys):
-            result[:, point.columns] += point.weight * losses.unsqueeze(1)
+        for point, place, losses in self.evaluate(micro_batches, points, keys):
+            result[place, point.columns] += point.weight * losses.unsqueeze(1)
             total += losses.sum() / len(points)
         return result, total
 

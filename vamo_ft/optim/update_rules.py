@@ -10,8 +10,9 @@ from torch.nn.utils import clip_grads_with_norm_
 from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, StateDict
-from vamo_ft.core.types import Estimate
+from vamo_ft.core.types import Estimate, ProjectedGradient
 from vamo_ft.optim.decay import decays
+from vamo_ft.optim.sign_sgd import SignSgd
 
 __all__ = ["DenseRule", "build_optimizer"]
 
@@ -19,16 +20,16 @@ __all__ = ["DenseRule", "build_optimizer"]
 def build_optimizer(
     parameters: TrainableParameters,
     *,
-    name: Literal["sgd", "adamw", "adagrad"],
+    name: Literal["sgd", "adamw", "adagrad", "sign_sgd"],
     weight_decay: float,
     momentum: float = 0.0,
     nesterov: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float | None = None,
 ) -> torch.optim.Optimizer:
-    """`torch.optim`'s rule over the parameters, without weight decay for biases and norms.
+    """The rule over the parameters, without weight decay for biases and norms.
 
-    sgd and adagrad add `weight_decay * x` to the gradient; adamw decays decoupled from it.
+    sgd and adagrad add `weight_decay * x` to the gradient; adamw and sign_sgd decay decoupled from it.
 
     Args:
         eps: added to adamw's or adagrad's denominator; None takes torch's default.
@@ -45,12 +46,15 @@ def build_optimizer(
             return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8 if eps is None else eps)
         case "adagrad":
             return torch.optim.Adagrad(groups, lr=0.0, eps=1e-10 if eps is None else eps)
+        case "sign_sgd":
+            return SignSgd(groups, lr=0.0)
 
 
 class DenseRule:
     """Clips the gradient's Euclidean norm, then lets a `torch.optim` rule do the arithmetic.
 
-    A projected gradient is first materialised in `.grad`: rules with state need it whole.
+    A projected gradient is first materialised in `.grad`: rules with state need it whole. Tensors that its directions
+    do not reach get no gradient: the rule passes them over, with their decay and their state.
     """
 
     def __init__(
@@ -73,9 +77,7 @@ class DenseRule:
             DivergenceError: the gradient is not finite; nothing was changed.
         """
         if (projected := estimate.projected) is not None:
-            assert self._directions is not None
-            self._parameters.clear_gradients()
-            self._directions.axpy_(self._parameters.gradients(), projected.coefficients, projected.keys)
+            self._materialise(projected)
         norm = _norm([tensor.grad for tensor in self._parameters.tensors if tensor.grad is not None])
         if not torch.isfinite(norm):
             raise DivergenceError(f"step {step + 1}: the gradient's norm is {norm:g}; the update was not made")
@@ -86,6 +88,24 @@ class DenseRule:
         self._optimizer.step()
         self._parameters.clear_gradients()
         return {"grad_norm": norm}
+
+    def _materialise(self, projected: ProjectedGradient) -> None:
+        """`.grad <- 0 x + sum_j c_j z_j`: the parameters are the sources, for directions that depend on them."""
+        assert self._directions is not None
+        self._parameters.clear_gradients()
+        support = self._directions.support(projected.keys)
+        reached = [self._parameters.tensors[index] for index in support]
+        gradients = [torch.empty_like(tensor) for tensor in reached]
+        self._directions.axpy_(
+            gradients,
+            projected.coefficients,
+            projected.keys,
+            scales=[0.0] * len(support),
+            sources=reached,
+            indices=support,
+        )
+        for tensor, gradient in zip(reached, gradients, strict=True):
+            tensor.grad = gradient
 
     def state_dict(self) -> StateDict:
         """The rule's tensors by parameter name."""

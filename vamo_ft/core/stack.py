@@ -1,0 +1,55 @@
+"""Which part of a model a parameter belongs to: a layer of a stack, or something around it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from vamo_ft.core.parameters import TrainableParameters
+
+__all__ = ["Owners", "layer_stacks", "owners_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Where one parameter tensor is used.
+
+    Attributes:
+        layers: numbers of the layers that hold it, in the order of `layer_stacks`, all stacks in one row.
+        outside: modules outside the layers that hold it as an attribute of their own.
+    """
+
+    layers: tuple[int, ...]
+    outside: tuple[nn.Module, ...]
+
+
+def layer_stacks(module: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
+    """The outermost `ModuleList`s of at least two modules, such as the decoder layers of a language model."""
+    return tuple(_stacks(module))
+
+
+def owners_of(module: nn.Module, parameters: TrainableParameters) -> tuple[Owners, ...]:
+    """The owners of every trainable parameter, in the parameters' order; a tied one can have several."""
+    layers = [layer for stack in layer_stacks(module) for layer in stack]
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    by_layer: dict[int, list[int]] = {}
+    for number, layer in enumerate(layers):
+        for parameter in layer.parameters():
+            by_layer.setdefault(id(parameter), []).append(number)
+    by_module: dict[int, list[nn.Module]] = {}
+    for part in module.modules():
+        if id(part) not in inside:
+            for parameter in part.parameters(recurse=False):
+                by_module.setdefault(id(parameter), []).append(part)
+    return tuple(
+        Owners(tuple(by_layer.get(id(tensor), ())), tuple(by_module.get(id(tensor), ())))
+        for tensor in parameters.tensors
+    )
+
+
+def _stacks(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and len(child) > 1:
+            yield tuple(child)
+        else:
+            yield from _stacks(child)
