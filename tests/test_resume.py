@@ -36,6 +36,22 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {"name": "mezo", "directions": {"distribution": "sphere"}},
         "optimizer": {"learning_rate": 1e-4},
     },
+    "mezo_bcd": {"method": {"name": "mezo_bcd"}, "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1}},
+    "mezo_bcd_adamw": {"method": {"name": "mezo_bcd", "directions": {"order": "flip_flop"}}, **ADAMW},
+    "lozo": {"method": {"name": "lozo", "directions": {"refresh_every": 3}}, "optimizer": {"learning_rate": 1e-4}},
+    "subzero_lora": {
+        "model": {"adapter": LORA},
+        "method": {"name": "subzero", "probes": 2, "directions": {"refresh_every": 3}},
+        "optimizer": {"learning_rate": 1e-3},
+    },
+    "sparse_mezo": {
+        "model": {"freeze": ["*norm*"]},
+        "method": {"name": "sparse_mezo"},
+        "optimizer": {"learning_rate": 1e-2},
+    },
+    "zo_adam": {"method": {"name": "zo_adam"}, "optimizer": {"learning_rate": 1e-3}},
+    "zo_sign": {"method": {"name": "zo_sign"}, "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1}},
+    "zo_momentum": {"method": {"name": "zo_momentum"}, "optimizer": {"learning_rate": 1e-5}},
 }
 
 
@@ -195,10 +211,10 @@ def test_a_fresh_run_keeps_its_name(workspace: Workspace, capsys: pytest.Capture
 def test_a_stop_at_a_boundary_that_is_saved_writes_no_second_checkpoint(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vamo_ft import assemble
+    from vamo_ft.assemble import run
 
     saved: list[int] = []
-    original = assemble.save_checkpoint
+    original = run.save_checkpoint
 
     def save(root: Path, **options: Any) -> Path:
         saved.append(options["step"])
@@ -206,7 +222,7 @@ def test_a_stop_at_a_boundary_that_is_saved_writes_no_second_checkpoint(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(root, **options)
 
-    monkeypatch.setattr(assemble, "save_checkpoint", save)
+    monkeypatch.setattr(run, "save_checkpoint", save)
     workspace.configure()
     assert workspace.train() == 75
     assert saved == [3]

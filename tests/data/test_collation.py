@@ -6,7 +6,12 @@ from torch import Tensor
 
 from tests.tiny import tiny_llama
 from vamo_ft.core.types import Batch
-from vamo_ft.data.collation import collate_for_classifier, collate_for_language_model, collate_options
+from vamo_ft.data.collation import (
+    collate_for_classifier,
+    collate_for_generation,
+    collate_for_language_model,
+    collate_options,
+)
 from vamo_ft.data.tokenization import Example
 
 PAD = 0
@@ -91,6 +96,19 @@ def test_padding_does_not_change_what_a_model_predicts() -> None:
             supervised = batch.targets["tokens"][row] != -100
             torch.testing.assert_close(logits[row, supervised], alone, rtol=1e-4, atol=1e-5)
             assert batch.targets["tokens"][row, supervised].tolist() == list(sample.completion_ids)
+
+
+def test_generation_adds_the_prompts_alone() -> None:
+    examples = [example([5, 6, 7], [8, 2], index=4), example([9], [10, 11, 12, 2], index=9)]
+    batch = collate_for_generation(examples, pad_token_id=PAD, position_ids=True)
+    plain = collate_for_language_model(examples, pad_token_id=PAD, position_ids=True)
+    assert as_lists(batch.inputs) == as_lists(plain.inputs)
+    assert as_lists(batch.targets) == as_lists(plain.targets) | {
+        "prompt_ids": [[5, 6, 7], [0, 0, 9]],
+        "prompt_mask": [[1, 1, 1], [0, 0, 1]],
+    }
+    assert as_lists(batch.targets)["tokens"] == [[-100, -100, 8, 2], [10, 11, 12, 2]]
+    assert (counts_of(batch), batch.indices, batch.num_tokens) == ([2, 4], (4, 9), plain.num_tokens)
 
 
 def test_options_of_one_token_share_a_row() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import byte_tokenizer, sentiment_rows, write_jsonl
+from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import DataConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.protocols import SampleSource
@@ -21,10 +22,10 @@ def config_of(folder: Path, *, format: dict[str, Any], count: int = 23, **keys: 
 
 
 def load(
-    config: DataConfig, *, task: str = "causal_lm", batch_size: int = 4
+    config: DataConfig, *, task: str = "causal_lm", batch_size: int = 4, **keys: Any
 ) -> tuple[TrainingSamples, EvaluationSamples]:
     training, evaluation = load_samples(
-        config, byte_tokenizer(), task=task, batch_size=batch_size, seed=7, position_ids=True, offline=True
+        config, byte_tokenizer(), task=task, batch_size=batch_size, seed=7, position_ids=True, offline=True, **keys
     )
     assert evaluation is not None
     return training, evaluation
@@ -125,6 +126,54 @@ def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
     assert load(config)[0].fingerprint != training.fingerprint
     renamed = config_of(tmp_path, format=SENTIMENT | {"labels": {0: "b", 1: "g", 2: "h"}})
     assert load(renamed)[1].fingerprint != evaluation.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("task", "format", "metric"),
+    [
+        ("causal_lm", SENTIMENT, "accuracy"),
+        ("causal_lm", WORDS, "accuracy"),
+        ("sequence_classification", SENTIMENT, "accuracy"),
+        ("causal_lm", PAIRS, "f1"),
+    ],
+)
+def test_a_metric_is_trained_on_evaluation_batches_in_which_every_sample_weighs_one(
+    tmp_path: Path, task: str, format: dict[str, Any], metric: str
+) -> None:
+    config = config_of(tmp_path, format=format)
+    config = config.model_copy(update={"evaluation": config.train})
+    objective = MetricObjectiveConfig(type="metric", name=metric)
+    training, evaluation = load(config, task=task, metric=objective, answer_tokens=objective.answer_tokens)
+    indices = (22, 0, 4, 9)
+    ours = training.batch(indices)
+    theirs = evaluation._layout.collate([evaluation.data[index] for index in indices])
+    assert ours.counts.tolist() == [1.0] * 4
+    assert ours.indices == theirs.indices == indices
+    for mine, other in ((ours.inputs, theirs.inputs), (ours.targets, theirs.targets)):
+        assert {name: tensor.tolist() for name, tensor in mine.items()} == {
+            name: tensor.tolist() for name, tensor in other.items()
+        }
+    for budget in (1, 100, 300, 100_000):
+        assert training.groups(range(23), token_budget=budget) == evaluation.groups(token_budget=budget)
+    assert training.fingerprint == load(config, task=task)[0].fingerprint
+
+
+def test_groups_leave_room_for_the_answers(tmp_path: Path) -> None:
+    config = config_of(tmp_path, format=PAIRS)
+    _, evaluation = load(config, answer_tokens=20)
+    batches = list(evaluation.batches(token_budget=150))
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(11))
+    assert {"positions", "tokens", "prompt_ids", "prompt_mask"} == set(batches[0].targets)
+    for batch in batches:
+        rows, prompt = batch.targets["prompt_ids"].shape
+        assert rows * (prompt + 20 - 1) <= 150 or rows == 1
+    assert len(batches) > len(list(load(config, answer_tokens=2)[1].batches(token_budget=150)))
+
+
+def test_scores_of_longer_answers_are_other_scores(tmp_path: Path) -> None:
+    config = config_of(tmp_path, format=PAIRS)
+    prints = {load(config, answer_tokens=tokens)[1].fingerprint for tokens in (None, 3, 4)}
+    assert len(prints) == 3
 
 
 def test_without_evaluation_data(tmp_path: Path) -> None:

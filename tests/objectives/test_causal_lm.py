@@ -72,14 +72,13 @@ def test_options_are_scored_by_mean_log_probability(name, options):
     option_ids = [ids(text) for text in options]
     items = [Example(i, ids(p), option_ids[label], label) for i, (p, label) in enumerate([("hi", 1), ("there you", 0)])]
     terms = objective.evaluate(collate_options(items, options=option_ids, pad_token_id=0, position_ids=True))
-    assert terms.correct is not None
     for row, item in enumerate(items):
         scores = []
         for option in option_ids:
             sequence = torch.tensor([item.prompt_ids + option])
             log_probs = model(input_ids=sequence).logits.log_softmax(-1)[0, len(item.prompt_ids) - 1 : -1]
             scores.append(log_probs.gather(1, torch.tensor(option).unsqueeze(1)).mean().item())
-        assert terms.correct[row].item() == (max(range(3), key=scores.__getitem__) == item.label)
+        assert terms.scores["accuracy"][row].item() == (max(range(3), key=scores.__getitem__) == item.label)
         expected = -scores[item.label] * len(option_ids[item.label])
         assert terms.loss.total[row].item() == pytest.approx(expected, rel=1e-4)
         assert terms.loss.count[row] == len(option_ids[item.label])
@@ -99,7 +98,7 @@ def test_single_token_options_need_one_pass_and_equal_the_row_form():
     assert torch.allclose(terms.loss.total, loss.total, rtol=1e-5)
     logits = model(**batch.inputs).logits[:, -1]
     chosen = logits[:, [option[0] for option in option_ids]].argmax(1)
-    assert terms.correct.tolist() == (chosen == torch.arange(3)).tolist()
+    assert terms.scores["accuracy"].tolist() == (chosen == torch.arange(3)).tolist()
 
 
 @pytest.mark.parametrize("model", [tiny_llama_classifier(num_labels=3), tiny_bert_classifier(num_labels=3)])
@@ -111,7 +110,8 @@ def test_classifier_heads_reduce_to_hugging_faces_own_loss(model):
     result = model(**batch.inputs, labels=torch.arange(3))
     assert torch.allclose(terms.total.mean(), result.loss, rtol=1e-5)
     assert terms.count.tolist() == [1, 1, 1]
-    assert objective.evaluate(batch).correct.tolist() == (result.logits.argmax(1) == torch.arange(3)).tolist()
+    accuracy = objective.evaluate(batch).scores["accuracy"]
+    assert accuracy.tolist() == (result.logits.argmax(1) == torch.arange(3)).tolist()
     for row, item in enumerate(items):  # padding changes nothing
         alone = objective.terms(collate_for_classifier([item], pad_token_id=0, token_type_ids=False))
         assert torch.allclose(alone.total[0], terms.total[row], rtol=1e-4)

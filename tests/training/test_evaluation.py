@@ -16,7 +16,10 @@ class HeldOut(ToySource):
 
 class Classifier(NetworkObjective):
     def evaluate(self, batch) -> EvaluationTerms:
-        return EvaluationTerms(self.terms(batch), batch.inputs["features"][:, 0] > 0)
+        features = batch.inputs["features"]
+        return EvaluationTerms(
+            self.terms(batch), {"accuracy": (features[:, 0] > 0).float(), "f1": features[:, 1].abs()}
+        )
 
 
 def run(objective, source, *, token_budget: int = 3, stop_requested=lambda: False):
@@ -30,7 +33,7 @@ def run(objective, source, *, token_budget: int = 3, stop_requested=lambda: Fals
     )
 
 
-def test_loss_is_the_weighted_mean_and_accuracy_the_share_whatever_the_batches():
+def test_loss_is_the_weighted_mean_and_scores_the_plain_mean_whatever_the_batches():
     source = HeldOut(normal(10, 4, seed=0), batch_size=1, counts=torch.arange(10) + 1.0)
     objective = Classifier(TinyNetwork(4, dtype=torch.float64, dropout=0.5))
     objective.module.eval()
@@ -40,13 +43,15 @@ def test_loss_is_the_weighted_mean_and_accuracy_the_share_whatever_the_batches()
     for token_budget in (1, 3, 10):
         result = run(objective, source, token_budget=token_budget)
         assert result.loss == pytest.approx(expected, rel=1e-12)
-        assert result.accuracy == (source.features[:, 0] > 0).double().mean().item()
+        assert list(result.scores) == ["accuracy", "f1"]
+        assert result.scores["accuracy"] == (source.features[:, 0] > 0).double().mean().item()
+        assert result.scores["f1"] == pytest.approx(source.features[:, 1].abs().mean().item(), rel=1e-12)
         assert result.num_samples == 10
 
 
-def test_accuracy_is_none_where_nothing_is_classified():
+def test_there_are_no_scores_where_nothing_is_scored():
     source = HeldOut(normal(4, 4, seed=0), batch_size=1)
-    assert run(NetworkObjective(TinyNetwork(4, dtype=torch.float64)), source).accuracy is None
+    assert run(NetworkObjective(TinyNetwork(4, dtype=torch.float64)), source).scores == {}
 
 
 def test_a_stop_is_honoured_between_batches():

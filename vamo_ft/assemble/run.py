@@ -13,9 +13,11 @@ from vamo_ft.assemble.method import build_directions, build_estimator, build_upd
 from vamo_ft.assemble.objective import build_objective
 from vamo_ft.assemble.surroundings import Surroundings, due
 from vamo_ft.config.compare import meaning_changes
+from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import ClassificationFormat, DataSetConfig, RunConfig
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Objective, Progress, Runtime, Stateful
+from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, write_model_card
 from vamo_ft.models.loading import LoadedModel, load_model
@@ -88,6 +90,8 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         task=config.model.task,
         batch_size=config.training.batch_size,
         seed=config.run.seed,
+        metric=config.objective if isinstance(config.objective, MetricObjectiveConfig) else None,
+        answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
     )
@@ -95,7 +99,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
     objective = build_objective(config, loaded)
     parameters = TrainableParameters(loaded.model)
-    directions = build_directions(config, parameters)
+    directions = build_directions(config, parameters, loaded.model)
     estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = _num_steps(config, source)
@@ -116,6 +120,8 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         None if held_out is None else _build_evaluator(config, objective, held_out, runtime, surroundings, source)
     )
     owners: dict[str, Stateful] = {"estimator": estimator, "update_rule": update_rule, "metrics": metrics}
+    if isinstance(directions, SparseDirections):
+        owners["directions"] = directions
     if evaluator is not None:
         owners["evaluation"] = evaluator
     if checkpoint is not None:
@@ -166,7 +172,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
 def evaluate_model(
     config: RunConfig, data_set: DataSetConfig, *, weights: Path, progress: Progress
 ) -> EvaluationResult:
-    """Loss and accuracy on `data_set` of the model saved in `weights`.
+    """Loss and scores on `data_set` of the model saved in `weights`.
 
     Raises:
         DataError: model or data are not what the configuration says.
@@ -178,6 +184,7 @@ def evaluate_model(
         data_set,
         loaded.tokenizer,
         task=config.model.task,
+        answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
     )

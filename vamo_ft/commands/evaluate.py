@@ -1,4 +1,4 @@
-"""`vamo-ft evaluate`: loss and accuracy of a finished run or of a checkpoint."""
+"""`vamo-ft evaluate`: loss and scores of a finished run or of a checkpoint."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(config: RunConfig, *, model: Path, data: str | None) -> None:
-    """Prints loss and accuracy.
+    """Prints the loss, and accuracy or the scores that `evaluation.metrics` names.
 
     Args:
         config: the run's configuration.
@@ -34,7 +34,8 @@ def evaluate(config: RunConfig, *, model: Path, data: str | None) -> None:
     console = Console(stderr=True)
     with logging_to(console), memory_errors_explained():
         result = evaluate_model(config, data_set, weights=model, progress=ConsoleProgress(console))
-    print(f"samples   {result.num_samples}")
-    print(f"loss      {result.loss:.4f}")
-    if result.accuracy is not None:
-        print(f"accuracy  {result.accuracy:.4f}")
+    figures = {"loss": result.loss, **result.scores}
+    width = max(len("accuracy"), *map(len, figures))
+    print(f"{'samples':<{width}}  {result.num_samples}")
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value:.4f}")

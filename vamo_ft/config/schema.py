@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vamo_ft.config.method import MethodConfig, VamoConfig
+from vamo_ft.config.method import OPTIMIZERS, MethodConfig, SpsaConfig, VamoConfig
+from vamo_ft.config.objective import GENERATED_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
 
@@ -133,7 +134,9 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """The update rule."""
 
-    name: Literal["sgd", "adamw", "adagrad"] = Field(description="torch.optim's rule of that name")
+    name: Literal["sgd", "adamw", "adagrad", "sign_sgd"] = Field(
+        description="torch.optim's rule of that name, or sign_sgd: x <- (1 - lr wd) x - lr sign(g)"
+    )
     learning_rate: float = Field(gt=0, description="peak learning rate; it has no default")
     weight_decay: float = Field(0.0, ge=0, description="decay coefficient, not applied to biases and norms")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd: momentum coefficient")
@@ -197,9 +200,24 @@ class EvaluationConfig(Section):
     """Evaluation on `data.evaluation`: before training, every period, and at the end."""
 
     every: Period | None = Field(None, description="period in steps or epochs; null: only before and after")
-    metrics: list[Literal["loss", "accuracy"]] = Field(
-        ["loss"], min_length=1, description="loss (mean per supervised token), accuracy (classification)"
+    metrics: list[Literal["loss", "accuracy", "exact_match", "f1"]] = Field(
+        ["loss"],
+        min_length=1,
+        description="loss (mean per supervised token), accuracy (classification), exact_match and f1 of generated "
+        "answers (prompt_completion)",
     )
+    max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Longest answer in tokens; None where nothing is generated."""
+        return self.max_new_tokens if any(name in GENERATED_METRICS for name in self.metrics) else None
+
+    @model_validator(mode="after")
+    def _only_answers_have_a_length(self) -> "EvaluationConfig":
+        if self.answer_tokens is None and self.max_new_tokens != type(self).model_fields["max_new_tokens"].default:
+            raise ValueError("max_new_tokens: nothing is generated; add exact_match or f1 to metrics, or leave it out")
+        return self
 
 
 class CheckpointConfig(Section):
@@ -222,6 +240,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     method: MethodConfig
+    objective: ObjectiveConfig = LossObjectiveConfig(type="loss")
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig
@@ -231,10 +250,25 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _method_and_optimizer_agree(self) -> "RunConfig":
-        if self.method.name in ("sgd", "adamw", "adagrad") and self.optimizer.name != self.method.name:
+        name = self.method.name
+        bare = "mezo" if isinstance(self.method, SpsaConfig) else "first_order"
+        if self.optimizer.name != OPTIMIZERS.get(name, self.optimizer.name):
             raise ValueError(
-                f"optimizer.name: {self.optimizer.name} contradicts method.name: {self.method.name}; leave it out, or "
-                "write method.name: first_order"
+                f"optimizer.name: {self.optimizer.name} contradicts method.name: {name}; leave it out, or write "
+                f"method.name: {bare}"
+            )
+        if name == "zo_momentum" and self.optimizer.momentum == 0:
+            raise ValueError(
+                f"optimizer.momentum: 0 contradicts method.name: {name}; leave it out, or write method.name: {bare}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sparse_directions_find_small_weights(self) -> "RunConfig":
+        if isinstance(self.method, SpsaConfig) and self.method.directions.structure == "sparse" and self.model.adapter:
+            raise ValueError(
+                "method.directions.structure: sparse takes the smaller weights of each tensor, and half of an "
+                "adapter's are all zero at the start; leave model.adapter out, or write another structure"
             )
         return self
 
@@ -244,6 +278,23 @@ class RunConfig(Section):
             raise ValueError("data.format.type: a sequence_classification model needs classification")
         if "accuracy" in self.evaluation.metrics and self.data.format.type != "classification":
             raise ValueError("evaluation.metrics: accuracy needs data.format.type: classification")
+        for name in self.evaluation.metrics:
+            if name in GENERATED_METRICS and self.data.format.type != "prompt_completion":
+                raise ValueError(f"evaluation.metrics: {name} needs data.format.type: prompt_completion")
+        return self
+
+    @model_validator(mode="after")
+    def _metric_objective_can_be_trained(self) -> "RunConfig":
+        if not isinstance(self.objective, MetricObjectiveConfig):
+            return self
+        if not isinstance(self.method, SpsaConfig):
+            raise ValueError(
+                f"objective.type: metric has no gradient, which method.name: {self.method.name} needs; write "
+                "method.name: mezo, or objective.type: loss"
+            )
+        needed = "prompt_completion" if self.objective.name in GENERATED_METRICS else "classification"
+        if self.data.format.type != needed:
+            raise ValueError(f"objective.name: {self.objective.name} needs data.format.type: {needed}")
         return self
 
     @model_validator(mode="after")

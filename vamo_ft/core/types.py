@@ -63,11 +63,12 @@ class EvaluationTerms:
 
     Attributes:
         loss: summed losses and weights.
-        correct: (B,) bool, whether the predicted class is the right one; None where nothing is classified.
+        scores: name -> (B,) float32 score of each sample, from 0 to 1, of which more is better: `accuracy` (1 where the
+            predicted class is the right one), `exact_match`, `f1`.
     """
 
     loss: LossTerms
-    correct: Tensor | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

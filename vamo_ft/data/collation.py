@@ -1,12 +1,13 @@
 """Builds batches on the host.
 
-Shapes: B samples, O options, T input columns, K supervised columns.
+Shapes: B samples, O options, T input columns, K supervised columns, P prompt columns.
 
 For a language model rows are padded on the left, so that the supervised columns of all rows coincide at the right end
 and only K columns of logits are needed.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,13 @@ from torch import Tensor
 from vamo_ft.core.types import Batch
 from vamo_ft.data.tokenization import Example
 
-__all__ = ["IGNORED", "collate_for_classifier", "collate_for_language_model", "collate_options"]
+__all__ = [
+    "IGNORED",
+    "collate_for_classifier",
+    "collate_for_generation",
+    "collate_for_language_model",
+    "collate_options",
+]
 
 IGNORED = -100
 """In place of a token: nothing is supervised here."""
@@ -36,6 +43,17 @@ def collate_for_language_model(examples: Sequence[Example], *, pad_token_id: int
     )
     counts = [len(example.completion_ids) for example in examples]
     return _batch(examples, inputs=inputs, targets=targets, counts=counts)
+
+
+def collate_for_generation(examples: Sequence[Example], *, pad_token_id: int, position_ids: bool) -> Batch:
+    """Prompts with their completions, as for a language model, and the prompts alone, to generate answers.
+
+    Further targets: `prompt_ids` and `prompt_mask`, (B, P), padded on the left so that every row goes on at its end.
+    The reference of an answer is `tokens`, (B, K).
+    """
+    batch = collate_for_language_model(examples, pad_token_id=pad_token_id, position_ids=position_ids)
+    ids, mask = _right_aligned([example.prompt_ids for example in examples], padding=pad_token_id)
+    return replace(batch, targets={**batch.targets, "prompt_ids": ids, "prompt_mask": mask})
 
 
 def collate_options(
@@ -77,20 +95,24 @@ def _left_padded(
     rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], *, pad_token_id: int, position_ids: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs and targets of (prompt, completion) rows, neither of them empty."""
-    width = max(len(prompt) + len(completion) for prompt, completion in rows) - 1
-    span = max(len(completion) for _, completion in rows)
-    ids = torch.full((len(rows), width), pad_token_id)  # (B, T)
-    mask = torch.zeros_like(ids)
-    tokens = torch.full((len(rows), span), IGNORED)  # (B, K)
-    for row, (prompt, completion) in enumerate(rows):
-        read = prompt + completion[:-1]
-        ids[row, width - len(read) :] = torch.tensor(read)
-        mask[row, width - len(read) :] = 1
-        tokens[row, span - len(completion) :] = torch.tensor(completion)
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    ids, mask = _right_aligned([prompt + completion[:-1] for prompt, completion in rows], padding=pad_token_id)
+    tokens, _ = _right_aligned([completion for _, completion in rows], padding=IGNORED)  # (B, K)
+    inputs = {"input_ids": ids, "attention_mask": mask}  # (B, T)
     if position_ids:
         inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+    width, span = ids.shape[1], tokens.shape[1]
     return inputs, {"positions": torch.arange(width - span, width), "tokens": tokens}
+
+
+def _right_aligned(rows: Sequence[tuple[int, ...]], *, padding: int) -> tuple[Tensor, Tensor]:
+    """Tokens, and a mask that is 0 on the padding in front of them."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), padding)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        ids[row, width - len(tokens) :] = torch.tensor(tokens)
+        mask[row, width - len(tokens) :] = 1
+    return ids, mask
 
 
 def _labels(examples: Sequence[Example]) -> Tensor:

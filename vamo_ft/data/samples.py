@@ -1,14 +1,23 @@
 """The samples of a run: what training draws from, and what evaluation goes through."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
+from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import ClassificationFormat, DataConfig, DataSetConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.types import Batch
-from vamo_ft.data.collation import collate_for_classifier, collate_for_language_model, collate_options
+from vamo_ft.data.collation import (
+    collate_for_classifier,
+    collate_for_generation,
+    collate_for_language_model,
+    collate_options,
+)
 from vamo_ft.data.formatting import format_rows
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.sources import load_rows
@@ -29,19 +38,49 @@ Task = Literal["causal_lm", "sequence_classification"]
 Collate = Callable[[Sequence[Example]], Batch]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How samples are put into a batch, and the room they take there.
+
+    Attributes:
+        collate: makes a batch of samples.
+        length: tokens of the longest row of the sample at an index, generated ones included.
+        rows_per_sample: rows of one sample.
+        scored_by: what decides the scores beside the data: tokens of each class, or the longest answer.
+    """
+
+    collate: Collate
+    length: Callable[[TokenizedData, int], int] = TokenizedData.input_length
+    rows_per_sample: int = 1
+    scored_by: tuple[object, ...] = ()
+
+    def groups(self, data: TokenizedData, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
+        """`indices` by falling length, ties in their order: trouble with memory shows in the first group."""
+        lengths = [self.length(data, index) for index in indices]
+        groups: list[list[int]] = []
+        room = 0  # samples that still fit the open group
+        for place in sorted(range(len(indices)), key=lambda place: -lengths[place]):
+            if room == 0:
+                groups.append([])
+                room = max(1, token_budget // (lengths[place] * self.rows_per_sample))
+            groups[-1].append(indices[place])
+            room -= 1
+        return [tuple(group) for group in groups]
+
+
 class TrainingSamples:
     """The training data and the order in which steps take it; a `core.protocols.SampleSource`.
 
     Args:
         data: the tokenized samples.
-        collate: makes a batch of them.
+        layout: how they are put into a batch.
         batch_size: samples of one step.
         seed: keys the order.
     """
 
-    def __init__(self, data: TokenizedData, *, collate: Collate, batch_size: int, seed: int) -> None:
+    def __init__(self, data: TokenizedData, *, layout: Layout, batch_size: int, seed: int) -> None:
         self.data = data
-        self._collate = collate
+        self._layout = layout
         self._batch_size = batch_size
         self._order = SampleOrder(len(data), batch_size=batch_size, seed=seed)
 
@@ -62,14 +101,14 @@ class TrainingSamples:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples at `indices`, in that order."""
-        return self._collate([self.data[index] for index in indices])
+        return self._layout.collate([self.data[index] for index in indices])
 
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
-        """`indices`, longest first, cut so that samples times longest length stays within `token_budget`.
+        """`indices`, longest first, cut so that rows times longest length stays within `token_budget`.
 
         A sample longer than the budget is a group of its own.
         """
-        return _cut(indices, lengths=[self.data.input_length(index) for index in indices], token_budget=token_budget)
+        return self._layout.groups(self.data, indices, token_budget=token_budget)
 
     def step_indices(self, step: int) -> tuple[int, ...]:
         """The samples of training step `step`, counted from 0."""
@@ -81,14 +120,12 @@ class EvaluationSamples:
 
     Args:
         data: the tokenized samples.
-        collate: makes a batch of them.
-        options: tokens of each class that `collate` scores; empty when it scores none.
+        layout: how they are put into a batch.
     """
 
-    def __init__(self, data: TokenizedData, *, collate: Collate, options: Sequence[tuple[int, ...]] = ()) -> None:
+    def __init__(self, data: TokenizedData, *, layout: Layout) -> None:
         self.data = data
-        self._collate = collate
-        self._options = tuple(options)
+        self._layout = layout
 
     @property
     def num_samples(self) -> int:
@@ -97,28 +134,17 @@ class EvaluationSamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of every token, label and option."""
-        return sha256(f"{self.data.fingerprint} {self._options}".encode()).hexdigest()
+        """SHA-256 of every token and label, and of what they are scored by."""
+        return sha256(f"{self.data.fingerprint} {self._layout.scored_by}".encode()).hexdigest()
 
     def batches(self, *, token_budget: int) -> Iterator[Batch]:
         """Every sample once, longest first; rows times longest length stays within `token_budget` where it can."""
         for group in self.groups(token_budget=token_budget):
-            yield self._collate([self.data[index] for index in group])
+            yield self._layout.collate([self.data[index] for index in group])
 
     def groups(self, *, token_budget: int) -> list[tuple[int, ...]]:
         """The samples of each batch, so that their number is known beforehand."""
-        indices = range(self.num_samples)
-        if not self._options:
-            return _cut(
-                indices, lengths=[self.data.input_length(index) for index in indices], token_budget=token_budget
-            )
-        longest = max(len(option) for option in self._options)
-        return _cut(
-            indices,
-            lengths=[self.data.prompt_length(index) + longest - 1 for index in indices],
-            token_budget=token_budget,
-            rows_per_sample=len(self._options) if longest > 1 else 1,
-        )
+        return self._layout.groups(self.data, range(self.num_samples), token_budget=token_budget)
 
 
 def load_samples(
@@ -130,23 +156,38 @@ def load_samples(
     seed: int,
     position_ids: bool,
     offline: bool,
+    metric: MetricObjectiveConfig | None = None,
+    answer_tokens: int | None = None,
 ) -> tuple[TrainingSamples, EvaluationSamples | None]:
     """Reads, formats and tokenizes the data of a run.
 
     Args:
         position_ids: whether the model's forward pass takes `position_ids`.
         offline: make no network call.
+        metric: trained on in place of a loss: training batches then hold what it scores, and every sample weighs 1.
+        answer_tokens: of an evaluation that generates answers, the longest.
 
     Raises:
         DataError: the data is not what the configuration says.
     """
     data = _tokenize(config, config.train, tokenizer, task=task, offline=offline)
-    collate = _collate(tokenizer, task=task, position_ids=position_ids)
-    training = TrainingSamples(data, collate=collate, batch_size=batch_size, seed=seed)
+    if metric is None:
+        layout = _loss_layout(tokenizer, task=task, position_ids=position_ids)
+    else:
+        layout = _equally_weighted(
+            _score_layout(config, tokenizer, task=task, answer_tokens=metric.answer_tokens, position_ids=position_ids)
+        )
+    training = TrainingSamples(data, layout=layout, batch_size=batch_size, seed=seed)
     if config.evaluation is None:
         return training, None
     evaluation = load_evaluation(
-        config, config.evaluation, tokenizer, task=task, position_ids=position_ids, offline=offline
+        config,
+        config.evaluation,
+        tokenizer,
+        task=task,
+        position_ids=position_ids,
+        offline=offline,
+        answer_tokens=answer_tokens,
     )
     return training, evaluation
 
@@ -159,19 +200,19 @@ def load_evaluation(
     task: Task,
     position_ids: bool,
     offline: bool,
+    answer_tokens: int | None = None,
 ) -> EvaluationSamples:
     """Reads, formats and tokenizes `data_set` for evaluation, by the format and length of `config`.
+
+    Args:
+        answer_tokens: of generated answers, the longest; None generates none.
 
     Raises:
         DataError: the data is not what the configuration says.
     """
     data = _tokenize(config, data_set, tokenizer, task=task, offline=offline)
-    if task == "causal_lm" and isinstance(config.format, ClassificationFormat):
-        options = tokenize_options(config.format.labels, tokenizer)
-        pad = _pad_token_id(tokenizer)
-        collate = partial(collate_options, options=options, pad_token_id=pad, position_ids=position_ids)
-        return EvaluationSamples(data, collate=collate, options=options)
-    return EvaluationSamples(data, collate=_collate(tokenizer, task=task, position_ids=position_ids))
+    layout = _score_layout(config, tokenizer, task=task, answer_tokens=answer_tokens, position_ids=position_ids)
+    return EvaluationSamples(data, layout=layout)
 
 
 def _tokenize(
@@ -189,30 +230,55 @@ def _tokenize(
     )
 
 
-def _collate(tokenizer: "PreTrainedTokenizerBase", *, task: Task, position_ids: bool) -> Collate:
+def _loss_layout(tokenizer: "PreTrainedTokenizerBase", *, task: Task, position_ids: bool) -> Layout:
     pad = _pad_token_id(tokenizer)
     if task == "sequence_classification":
         types = "token_type_ids" in tokenizer.model_input_names
-        return partial(collate_for_classifier, pad_token_id=pad, token_type_ids=types)
-    return partial(collate_for_language_model, pad_token_id=pad, position_ids=position_ids)
+        return Layout(partial(collate_for_classifier, pad_token_id=pad, token_type_ids=types))
+    return Layout(partial(collate_for_language_model, pad_token_id=pad, position_ids=position_ids))
+
+
+def _score_layout(
+    config: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    task: Task,
+    answer_tokens: int | None,
+    position_ids: bool,
+) -> Layout:
+    """Of batches for `Objective.evaluate`."""
+    if task == "causal_lm" and isinstance(config.format, ClassificationFormat):
+        options = tokenize_options(config.format.labels, tokenizer)
+        longest = max(len(option) for option in options)
+        return Layout(
+            partial(collate_options, options=options, pad_token_id=_pad_token_id(tokenizer), position_ids=position_ids),
+            length=lambda data, index: data.prompt_length(index) + longest - 1,
+            rows_per_sample=len(options) if longest > 1 else 1,
+            scored_by=options,
+        )
+    if answer_tokens is not None:
+        return Layout(
+            partial(collate_for_generation, pad_token_id=_pad_token_id(tokenizer), position_ids=position_ids),
+            length=lambda data, index: max(
+                data.input_length(index),
+                data.prompt_length(index) + answer_tokens - 1,  # the last one is not read
+            ),
+            scored_by=("answers", answer_tokens),
+        )
+    return _loss_layout(tokenizer, task=task, position_ids=position_ids)
+
+
+def _equally_weighted(layout: Layout) -> Layout:
+    """Every sample weighs 1 in the mean loss, whatever it holds."""
+
+    def collate(examples: Sequence[Example]) -> Batch:
+        batch = layout.collate(examples)
+        return replace(batch, counts=torch.ones_like(batch.counts))
+
+    return replace(layout, collate=collate)
 
 
 def _pad_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     if tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has no padding token; name one as pad_token in its tokenizer_config.json")
     return int(tokenizer.pad_token_id)
-
-
-def _cut(
-    indices: Sequence[int], *, lengths: Sequence[int], token_budget: int, rows_per_sample: int = 1
-) -> list[tuple[int, ...]]:
-    """`indices` by falling length, ties in their order: trouble with memory shows in the first group."""
-    groups: list[list[int]] = []
-    room = 0  # samples that still fit the open group
-    for place in sorted(range(len(indices)), key=lambda place: -lengths[place]):
-        if room == 0:
-            groups.append([])
-            room = max(1, token_budget // (lengths[place] * rows_per_sample))
-        groups[-1].append(indices[place])
-        room -= 1
-    return [tuple(group) for group in groups]

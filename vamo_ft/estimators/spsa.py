@@ -25,19 +25,30 @@ class Spsa:
         eps: perturbation per coordinate.
         difference: central (2q forward passes) or forward (q + 1).
         seed: the run's seed; directions are keyed by (seed, step, probe).
+        piecewise_constant: the objective moves in jumps, as a metric does: losses that are the same at all probe points
+            then say that nothing was learnt in this step, and all coefficients are 0.
 
     Source: Spall 1992; Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", arXiv 2305.17333,
     Algorithm 1.
     """
 
     def __init__(
-        self, probe: LossProbe, runtime: Runtime, *, num_probes: int, eps: float, difference: Difference, seed: int
+        self,
+        probe: LossProbe,
+        runtime: Runtime,
+        *,
+        num_probes: int,
+        eps: float,
+        difference: Difference,
+        seed: int,
+        piecewise_constant: bool = False,
     ) -> None:
         self._probe = probe
         self._runtime = runtime
         self._num_probes = num_probes
         self._points = probe_points(difference, num_probes=num_probes, eps=eps)
         self._seed = seed
+        self._piecewise_constant = piecewise_constant
 
     def prepare(self, source: SampleSource, step: int) -> Work:
         """Nothing is due."""
@@ -47,11 +58,11 @@ class Spsa:
         """2q or q + 1 forward passes per sample.
 
         Raises:
-            VamoFtError: the losses do not depend on the perturbation at all.
+            VamoFtError: the losses do not depend on the perturbation at all, and are not piecewise constant.
         """
         keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
         derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)
-        if not derivatives.any():
+        if not self._piecewise_constant and not derivatives.any():
             raise VamoFtError(
                 f"step {step}: the loss of every sample is the same to the last bit at all probe points; the "
                 "perturbation does not reach the model (method.eps too small for the precision, or frozen parameters)"

@@ -44,7 +44,7 @@ class VerbaliserClassification:
             sums = token_log_probs.sum(1).view(len(label), -1)
             scores = sums / lengths.view_as(sums)
         total = -sums.gather(1, label.unsqueeze(1)).squeeze(1)
-        return EvaluationTerms(LossTerms(total, batch.counts), scores.argmax(1) == label)
+        return EvaluationTerms(LossTerms(total, batch.counts), _accuracy(scores, label))
 
 
 class SequenceClassification:
@@ -65,7 +65,7 @@ class SequenceClassification:
     def evaluate(self, batch: Batch) -> EvaluationTerms:
         """The loss, and whether the largest logit is the right one."""
         logits = self._logits(batch)
-        return EvaluationTerms(self._terms(logits, batch), logits.argmax(1) == batch.targets["label"])
+        return EvaluationTerms(self._terms(logits, batch), _accuracy(logits, batch.targets["label"]))
 
     def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self._model(**batch.inputs).logits  # (B, O)
@@ -74,3 +74,8 @@ class SequenceClassification:
     @staticmethod
     def _terms(logits: Tensor, batch: Batch) -> LossTerms:
         return LossTerms(cross_entropy(logits, batch.targets["label"], reduction="none"), batch.counts)
+
+
+def _accuracy(scores: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Whether the class of the highest score, (B, O), is the right one."""
+    return {"accuracy": (scores.argmax(1) == label).float()}

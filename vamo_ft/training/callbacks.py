@@ -110,7 +110,8 @@ class Evaluator(Callback):
     """Evaluates before the first step, every period and after the last step; writes `eval.*` lines.
 
     Args:
-        identity: fingerprint of the held-out samples.
+        metrics: what of a result is written, `loss` or the name of a score.
+        identity: fingerprint of the held-out samples and of how they are scored.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Evaluator(Callback):
             return
         began = time.perf_counter()
         result = self._run()
-        values = {"loss": result.loss, "accuracy": result.accuracy}
+        values = {"loss": result.loss, **result.scores}
         shown = {name: values[name] for name in self._metrics}
         line: dict[str, Any] = {"step": step, **{f"eval.{name}": value for name, value in shown.items()}}
         self._writer.write({**line, "eval.samples": result.num_samples, "eval.seconds": time.perf_counter() - began})

@@ -1,10 +1,11 @@
-"""Loss and accuracy over held-out samples."""
+"""Loss and scores over held-out samples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.protocols import Objective, Progress, Runtime
@@ -30,12 +31,12 @@ class EvaluationResult:
 
     Attributes:
         loss: per supervised token (per sample for a classifier head).
-        accuracy: share of samples classified rightly; None where nothing is classified.
+        scores: by name, such as the share of samples classified rightly as `accuracy`; what the objective gives.
         num_samples: samples evaluated.
     """
 
     loss: float
-    accuracy: float | None
+    scores: Mapping[str, float]
     num_samples: int
 
 
@@ -55,19 +56,18 @@ def evaluate(
         StopRequested: between two batches.
     """
     objective.module.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=runtime.device)  # loss, weight, right answers
-    classified = False
+    loss, weight = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    scores: dict[str, Tensor] = {}
     with progress.task("evaluation", source.num_samples) as task:
         for batch in source.batches(token_budget=token_budget):
             if stop_requested():
                 raise StopRequested("stopped in an evaluation")
             with runtime.autocast():
                 terms = objective.evaluate(batch.to(runtime.device))
-            totals[0] += terms.loss.total.double().sum()
-            totals[1] += terms.loss.count.double().sum()
-            if terms.correct is not None:
-                classified = True
-                totals[2] += terms.correct.sum()
+            loss += terms.loss.total.double().sum()
+            weight += terms.loss.count.double().sum()
+            for name, score in terms.scores.items():
+                scores[name] = scores.get(name, 0) + score.double().sum()
             task.advance(len(batch))
-    loss, weight, correct = totals.tolist()
-    return EvaluationResult(loss / weight, correct / source.num_samples if classified else None, source.num_samples)
+    means = {name: score.item() / source.num_samples for name, score in scores.items()}
+    return EvaluationResult(loss.item() / weight.item(), means, source.num_samples)
