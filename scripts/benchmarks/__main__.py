@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         repeats=options.repeats,
         warmup=options.warmup,
         device=choose_device(),
+        precisions=tuple(options.precisions),
     )
     facts = machine_facts(setting.device)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
@@ -85,6 +86,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_positive, default=8, help="rows of a batch (default: %(default)s)")
     parser.add_argument("--length", type=_positive, default=64, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--labelled", type=_positive, default=2, help="supervised tokens of a row (%(default)s)")
+    parser.add_argument(
+        "--precisions",
+        type=_precisions,
+        default=["float32", "bfloat16"],
+        help="of the weights in mezo, mezo_bcd and memory; default: float32,bfloat16",
+    )
     parser.add_argument("--threads", type=_positive, default=None, help="of torch; default: torch's choice")
     parser.add_argument("--repeats", type=_positive, default=7, help="rounds that count (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them (default: %(default)s)")
@@ -99,6 +106,13 @@ def _cases(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in CASES]:
         raise argparse.ArgumentTypeError(f"no case {unknown[0]}; there are {', '.join(CASES)}")
+    return names
+
+
+def _precisions(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in ("float32", "bfloat16")]:
+        raise argparse.ArgumentTypeError(f"no precision {unknown[0]}; there are float32 and bfloat16")
     return names
 
 

@@ -31,7 +31,7 @@ def run_memory(setting: Setting) -> CaseResult:
     if not can_measure(setting.device):
         raise NotAvailable("not available: needs Linux's /proc, or CUDA")
     result = CaseResult()
-    for dtype in ("float32", "bfloat16"):
+    for dtype in setting.precisions:
         peaks: dict[str, list[float]] = defaultdict(list)
         for _ in range(min(setting.repeats, _MOST_REPEATS)):
             for work in WORKS:

@@ -27,7 +27,7 @@ _BCD_FORWARDS = at_most(0.95, 0.8)
 def run_mezo(setting: Setting) -> CaseResult:
     """Literal MeZO against ours in three distributions, and ours against two forward passes; seconds per step."""
     result = CaseResult()
-    for dtype in _DTYPES:
+    for dtype in setting.precisions:
         bench = _Bench(setting, dtype)
         ours = {f"ours {name}": bench.ours(spsa(distribution=name)) for name in _DISTRIBUTIONS}
         timings = measure(
@@ -51,7 +51,7 @@ def run_mezo_bcd(setting: Setting) -> CaseResult:
     """
     result = CaseResult()
     cycle, name = setting.num_blocks, "ours block"
-    for dtype in _DTYPES:
+    for dtype in setting.precisions:
         bench = _Bench(setting, dtype)
         method = bench.ours(spsa(structure="block"))
         timings = measure(

@@ -55,6 +55,7 @@ class Setting:
         labelled: supervised tokens at the end of a row.
         repeats: rounds that count.
         warmup: rounds before them.
+        precisions: of the weights, for the cases that measure several.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Setting:
     repeats: int
     warmup: int
     device: torch.device
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
 
     @cached_property
     def folder(self) -> Path | None:
