@@ -114,6 +114,7 @@ class ExplicitDirections:
         coefficients: Tensor,
         keys: Sequence[HashKey],
         rounding: HashKey | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         raise NotImplementedError
 

@@ -51,7 +51,7 @@ def flat(tensors: dict[str, Tensor]) -> Tensor:
 def test_matrices_have_the_rank_and_vectors_a_plain_direction(structure) -> None:
     owner = parameters()
     z = dense(build(structure, owner), key(2))
-    ranks = {name: int(torch.linalg.matrix_rank(z[name].flatten(1).double(), rtol=1e-5)) for name in "bcde"}
+    ranks = {name: int(torch.linalg.matrix_rank(z[name].flatten(0, -2).double(), rtol=1e-5)) for name in "bcde"}
     assert ranks == {"b": 4, "c": 4, "d": 2, "e": 4}
     plain = [torch.zeros_like(tensor) for tensor in owner.tensors]
     HashedDirections(owner, distribution="gaussian").axpy_(plain, torch.ones(1), [key(2)])

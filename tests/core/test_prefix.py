@@ -127,12 +127,42 @@ class Stack(nn.Module):
         return self
 
 
+class Notes(nn.Module):
+    """A stack whose layers leave something behind for later ones, as those that share keys and values do."""
+
+    class Layer(nn.Module):
+        def __init__(self, notes: dict[int, Tensor], number: int) -> None:
+            super().__init__()
+            self.linear, self.notes, self.number = nn.Linear(4, 4), notes, number
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.notes[self.number] = x
+            return self.linear(x) + self.notes[0]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: dict[int, Tensor] = {}
+        self.layers = nn.ModuleList([self.Layer(self.notes, number) for number in range(3)])
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> "Notes":
+        self.notes.clear()
+        x = input_ids[:, :4].float() / VOCABULARY
+        for layer in self.layers:
+            x = layer(x)
+        self.logits = x
+        return self
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(Stack([1, 0, 2]), "one after the other"), (Stack([0, 1, 2], skip=True), "differs when")],
+    [
+        (Stack([1, 0, 2]), "one after the other"),
+        (Stack([0, 1, 2], skip=True), "differs when"),
+        (Notes(), "fails without them (KeyError)"),
+    ],
 )
 def test_what_cannot_be_reused_is_evaluated_in_full(
-    model: Stack, message: str, caplog: pytest.LogCaptureFixture
+    model: nn.Module, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     parameters = TrainableParameters(model)
     reached = matching(parameters, "layers.2.")

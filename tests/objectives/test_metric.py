@@ -11,7 +11,7 @@ from vamo_ft.data.collation import collate_for_classifier, collate_for_generatio
 from vamo_ft.data.tokenization import Example
 from vamo_ft.models.generation import greedy_decoder, text_decoder
 from vamo_ft.objectives.causal_lm import CausalLM
-from vamo_ft.objectives.classification import SequenceClassification, VerbaliserClassification
+from vamo_ft.objectives.classification import SequenceClassification, VerbaliserClassification, _accuracy
 from vamo_ft.objectives.generation import AnsweringLM, AnswerScores
 from vamo_ft.objectives.metric import MetricObjective
 
@@ -133,3 +133,11 @@ def test_a_models_own_answers_match_exactly_and_others_do_not(build):
     assert terms.scores["f1"].tolist() == [0, 1, 0, 1, 0, 1]
     assert torch.equal(terms.loss.total, CausalLM(model, accepts_logits_to_keep=True).terms(batch).total)
     assert terms.loss.count.tolist() == [len(item.completion_ids) for item in items]
+
+
+def test_scores_that_are_not_numbers_are_no_right_answer() -> None:
+    """A diverged model must not look right: argmax of NaN is class 0."""
+    scores = torch.tensor([[torch.nan, torch.nan], [0.0, 1.0], [1.0, torch.nan]])
+    accuracy = _accuracy(scores, torch.tensor([0, 1, 0]))["accuracy"]
+    assert accuracy.isnan().tolist() == [True, False, True]
+    assert accuracy[1] == 1

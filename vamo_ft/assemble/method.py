@@ -135,6 +135,13 @@ def build_update_rule(config: RunConfig, parameters: TrainableParameters, direct
             max_grad_norm=max_grad_norm,
             seed=config.run.seed,
         )
+    if low := [tensor for tensor in parameters.tensors if tensor.element_size() < 4]:
+        _log.warning(
+            "optimizer.name: %s rounds bfloat16 weights to the nearest value, where updates far below one ulp vanish "
+            "(%d tensors); take model.dtype: float32 with training.autocast: bfloat16, or an adapter",
+            optimizer.name,
+            len(low),
+        )
     rule = build_optimizer(
         parameters,
         name=optimizer.name,

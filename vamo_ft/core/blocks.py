@@ -138,11 +138,12 @@ class BlockDirections:
         coefficients: Tensor,
         keys: Sequence[HashKey],
         rounding: HashKey | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """As `HashedDirections.displaced_rows`, for a matrix of the block."""
         assert index in self.support(keys), "outside the block nothing is displaced"
         return self._directions.displaced_rows(
-            values, rows, index=index, coefficients=coefficients, keys=keys, rounding=rounding
+            values, rows, index=index, coefficients=coefficients, keys=keys, rounding=rounding, out=out
         )
 
     def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:

@@ -24,7 +24,8 @@ Distribution = Literal["rademacher", "gaussian", "sphere"]
 _CHUNK = 1 << 20  # elements whose intermediate results exist at one time
 _FUSED = 2  # directions that one kernel adds up; more take long to compile and gain little
 _COMPILE_FROM = 1 << 22  # elements; for less, compiling takes longer than it ever saves
-_MOST_KEYS = 64  # keys whose words are kept: 16 bytes for 65,536 elements each
+_MOST_KEYS = 16  # keys whose words are kept: 32 bytes for 65,536 elements each
+_MOST_SCALES = 4096  # keys whose norm is kept: one number each, and a pass over memory to find it
 
 
 class HashedDirections:
@@ -128,17 +129,19 @@ class HashedDirections:
         coefficients: Tensor,
         keys: Sequence[HashKey],
         rounding: HashKey | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """`values + sum_j a_j z_j` for some rows of a matrix.
 
         Args:
             values: (R, H) the rows' values.
             rows: (R,) int64, their numbers in parameter `index`, with repetitions or not.
+            out: (R, H) contiguous, is written to; None: a new tensor.
 
         Returns:
             (R, H), as `axpy_` would give, bit for bit.
         """
-        out = torch.empty_like(values)
+        out = torch.empty_like(values) if out is None else _stretch(out, 0, (len(values), values.shape[1]))
         width = values.shape[1]
         threshold = self._thresholds_of([index])
         for first in range(0, width, BLOCK):  # one round, unless rows are very long
@@ -293,7 +296,7 @@ class HashedDirections:
     def _sphere_scale(self, key: HashKey) -> Tensor:
         """() float64, sqrt(d) / norm of the gaussian, the norm summed in float64 chunk by chunk, once per key."""
         if key not in self._sphere_scales:
-            if len(self._sphere_scales) >= _MOST_KEYS:
+            if len(self._sphere_scales) >= _MOST_SCALES:
                 self._sphere_scales.clear()
             normal = HashedDirections(self._parameters, distribution="gaussian", compile_kernels=self._compile)
             square = torch.zeros((), dtype=torch.float64, device=self._parameters.device)

@@ -47,9 +47,10 @@ class _Role(IntEnum):
 class FactoredDirections(ABC):
     """For each matrix `Z = A B^T`, A (m, r) and B (n, r); biases and norms get a plain hashed direction.
 
-    Unit RMS per coordinate holds over the draw of the factors. Matrices of more than two dimensions are flattened to
-    two; `r` is at most the smaller of m and n. Products are formed in chunks of rows and never as a whole, and rounded
-    with the same random bits as a plain direction's (implements `core.protocols.Directions`).
+    Unit RMS per coordinate holds over the draw of the factors. Of more than two dimensions, as in stacked experts, all
+    but the last are flattened to one; `r` is at most the smaller of m and n. Products are formed in chunks of rows and
+    never as a whole, and rounded with the same random bits as a plain direction's (implements
+    `core.protocols.Directions`).
 
     Args:
         rank: r.
@@ -74,7 +75,7 @@ class FactoredDirections(ABC):
         self._matrices: dict[int, _Matrix] = {}
         for index, tensor in enumerate(parameters.tensors):
             if tensor.ndim >= 2:
-                m, n = len(tensor), tensor.numel() // len(tensor)
+                m, n = tensor.numel() // tensor.shape[-1], tensor.shape[-1]
                 self._matrices[index] = _Matrix(m, n, min(m, n, rank))
         self._vectors = [index for index in range(len(parameters.tensors)) if index not in self._matrices]
         self._factors_of_step: _Recent[Factors] = _Recent()
@@ -131,6 +132,7 @@ class FactoredDirections(ABC):
         coefficients: Tensor,
         keys: Sequence[HashKey],
         rounding: HashKey | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Not offered: a product's last bits depend on how many rows are formed together."""
         raise NotImplementedError
@@ -180,7 +182,8 @@ class FactoredDirections(ABC):
         factors = [self._made(key)[index] for key in keys]
         left = torch.cat([a.to(wide) * c for (a, _), c in zip(factors, coefficients.to(wide), strict=True)], dim=1)
         right = torch.cat([b.to(wide) for _, b in factors], dim=1)
-        out, origin = (each.detach().reshape(matrix.m, matrix.n) for each in (tensor, source))
+        out = tensor.detach().reshape(matrix.m, matrix.n)
+        origin = None if source is tensor else source.detach().reshape(matrix.m, matrix.n)
         for first in range(0, matrix.n, BLOCK):  # one round, unless rows are very long
             columns = slice(first, min(first + BLOCK, matrix.n))
             for rows in _row_chunks(matrix):
@@ -191,7 +194,7 @@ class FactoredDirections(ABC):
                     product = left[rows] @ right[columns].T
                 self._plain.kernel(displace_, product)(
                     out[rows, columns],
-                    origin[rows, columns],
+                    None if origin is None else origin[rows, columns],
                     product,
                     starts,
                     [],

@@ -1,8 +1,9 @@
 """The arithmetic of perturbations on rows of elements, one pass over memory, plain or compiled.
 
 The same functions run eagerly and through `torch.compile`. They use additions, multiplications, comparisons and
-integer operations only, in a fixed order, so that both give the same bits (on CUDA the compiler may contract a
-multiplication and an addition, which a rademacher direction does not notice: its products are exact).
+integer operations only, in a fixed order, so that both give the same bits on the CPU. On CUDA the compiler may contract
+a multiplication and an addition, which a rademacher direction does not notice (its products are exact), a gaussian one
+or weight decay by an ulp.
 
 Shapes: R rows, W elements in a row (at most 65,536), m directions. Row r covers W consecutive offsets; `start` (R, 1)
 is the position of the first in its block of 65,536, and `words` (R, 8) are the hash words of that block and the next.
@@ -67,7 +68,7 @@ def displace_(
         words: m tensors (R, 8) int32.
         coefficients: (m,) the a_j, in the type of the arithmetic: float32, or float64 for float64 elements.
         gaussian: Box-Muller normals in place of signs.
-        scale: (R, 1) float64; the product and the sum are formed in float64, where the product is exact.
+        scale: (R, 1) float64; product and sum are formed in float64.
         reference: (R, W); only elements with `|reference| <= threshold` are displaced.
         threshold: (R, 1), of the reference's type.
         rounding: (R, 8) int32 words of the stream that rounds bfloat16 and float16 stochastically.

@@ -150,8 +150,12 @@ class Directions(Protocol):
         coefficients: Tensor,
         keys: Sequence[HashKey],
         rounding: HashKey | None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """`values + sum_j coefficients[j] * z(keys[j])` for the given rows of one matrix, where `rowwise`."""
+        """`values + sum_j coefficients[j] * z(keys[j])` for the given rows of one matrix, where `rowwise`.
+
+        The result is written to `out` where there is one.
+        """
 
     def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
         """(m,) float64 inner products `<tensors, z(keys[j])>`; None stands for zeros."""

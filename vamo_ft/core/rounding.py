@@ -7,6 +7,7 @@ from torch import Tensor
 
 __all__ = ["share_finer_than_ulp", "stochastically_rounded"]
 
+_CHUNK = 1 << 20  # elements looked at together
 _FINE = 2.0**-24  # spacing of float16 below its smallest normal value
 
 
@@ -39,8 +40,9 @@ def share_finer_than_ulp(tensors: Iterable[Tensor], eps: float) -> float:
     """The share of elements whose spacing of representable values exceeds `eps`: they cannot move by eps exactly."""
     finer = total = 0
     for tensor in tensors:
-        _, exponent = torch.frexp(tensor.detach().float())  # |x| in [1/2, 1) * 2**exponent
-        spacing = torch.ldexp(torch.full_like(tensor, torch.finfo(tensor.dtype).eps / 2, dtype=torch.float32), exponent)
-        finer += int(((spacing > eps) & (tensor != 0)).sum())
+        for part in torch.split(tensor.detach().reshape(-1), _CHUNK):
+            _, exponent = torch.frexp(part.float())  # |x| in [1/2, 1) * 2**exponent
+            spacing = torch.ldexp(torch.full_like(part, torch.finfo(part.dtype).eps / 2, dtype=torch.float32), exponent)
+            finer += int(((spacing > eps) & (part != 0)).sum())
         total += tensor.numel()
     return finer / total

@@ -1,13 +1,14 @@
 """Which part of a model a parameter belongs to: a layer of a stack, or something around it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from vamo_ft.core.parameters import TrainableParameters
 
-__all__ = ["Owners", "layer_stacks", "owners_of"]
+__all__ = ["Owners", "layer_stacks", "owners_of", "replace_forward", "restore_forward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,19 @@ def owners_of(module: nn.Module, parameters: TrainableParameters) -> tuple[Owner
         Owners(tuple(by_layer.get(id(tensor), ())), tuple(by_module.get(id(tensor), ())))
         for tensor in parameters.tensors
     )
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Lets one module compute something else."""
+    module.__dict__["forward"] = forward
+
+
+def restore_forward(module: nn.Module, previous: Callable[..., Any] | None) -> None:
+    """Undoes `replace_forward`; `previous` is what `vars(module)` held before, if anything."""
+    if previous is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = previous
 
 
 def _stacks(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:

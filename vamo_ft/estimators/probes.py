@@ -3,8 +3,8 @@
 Shapes: n samples, q probes (`num_probes`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -76,6 +76,7 @@ class LossProbe:
         whole: bool = False,
     ) -> None:
         self._objective = objective
+        self._parameters = parameters
         self._directions = directions
         self._runtime = runtime
         self._whole = whole
@@ -87,6 +88,10 @@ class LossProbe:
         if point.probe is None:
             return nullcontext()
         return self._perturber.at(keys[point.probe], point.coefficient)
+
+    def reaches_all(self, keys: Sequence[HashKey]) -> bool:
+        """Whether the directions displace every trainable tensor, and not a block of them."""
+        return len(self._directions.support(keys)) == len(self._parameters.tensors)
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> Tensor:
@@ -107,7 +112,7 @@ class LossProbe:
     @torch.no_grad()
     def evaluate(
         self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]
-    ) -> Iterator[tuple[ProbePoint, slice, Tensor]]:
+    ) -> Generator[tuple[ProbePoint, slice, Tensor], None, None]:
         """The losses of each micro-batch at each point, with the place of its samples among all."""
         support = self._directions.support(keys)
         ends = list(accumulate(len(batch) for batch in micro_batches))
@@ -136,9 +141,10 @@ class LossProbe:
         samples = sum(len(batch) for batch in micro_batches)
         result = torch.zeros(samples, len(keys), dtype=torch.float64, device=self._runtime.device)
         total = torch.zeros((), dtype=torch.float64, device=self._runtime.device)
-        for point, place, losses in self.evaluate(micro_batches, points, keys):
-            result[place, point.columns] += point.weight * losses.unsqueeze(1)
-            total += losses.sum() / len(points)
+        with closing(self.evaluate(micro_batches, points, keys)) as evaluations:  # leaves the point also on an error
+            for point, place, losses in evaluations:
+                result[place, point.columns] += point.weight * losses.unsqueeze(1)
+                total += losses.sum() / len(points)
         return result, total
 
 

@@ -58,11 +58,12 @@ class Spsa:
         """2q or q + 1 forward passes per sample.
 
         Raises:
-            VamoFtError: the losses do not depend on the perturbation at all, and are not piecewise constant.
+            VamoFtError: the losses do not depend on a perturbation of everything, and are not piecewise constant. (That
+                of one block may be lost in rounding: a step of zero.)
         """
         keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
         derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)
-        if not self._piecewise_constant and not derivatives.any():
+        if not self._piecewise_constant and not derivatives.any() and self._probe.reaches_all(keys):
             raise VamoFtError(
                 f"step {step}: the loss of every sample is the same to the last bit at all probe points; the "
                 "perturbation does not reach the model (method.eps too small for the precision, or frozen parameters)"

@@ -77,5 +77,6 @@ class SequenceClassification:
 
 
 def _accuracy(scores: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Whether the class of the highest score, (B, O), is the right one."""
-    return {"accuracy": (scores.argmax(1) == label).float()}
+    """Whether the class of the highest score, (B, O), is the right one; NaN where a score is, which is no answer."""
+    right = (scores.argmax(1) == label).float()
+    return {"accuracy": torch.where(scores.isnan().any(1), torch.nan, right)}
