@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from vamo_ft.core.blocks import model_blocks
+from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.collation import collate_for_language_model
 from vamo_ft.data.tokenization import Example
@@ -93,15 +95,20 @@ class Setting:
 
     @cached_property
     def num_parameters(self) -> int:
-        """Elements of the model, tied ones once; nothing is loaded."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        return sum(parameter.numel() for parameter in model.parameters())
+        """Elements of the model, tied ones once."""
+        return TrainableParameters(self._shape).numel
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
-        """Blocks of a block-coordinate method: the layers, the embedding, the final norm, and an untied head."""
-        return int(self.config.num_hidden_layers) + (2 if self.config.tie_word_embeddings else 3)
+        """Blocks of a block-coordinate method."""
+        return len(model_blocks(self._shape, TrainableParameters(self._shape)))
+
+    @cached_property
+    def _shape(self) -> nn.Module:
+        """The model without values; nothing is loaded."""
+        with torch.device("meta"):
+            module: nn.Module = AutoModelForCausalLM.from_config(self.config)
+        return module
 
     def build_model(self, dtype: torch.dtype) -> nn.Module:
         """A model of its own, in memory of its own (not in the file's), on the device, as vamo-ft would load it."""

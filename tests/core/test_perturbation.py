@@ -182,6 +182,46 @@ def test_a_model_that_reads_a_weight_outside_its_layer_is_copied(caplog: pytest.
     assert "outside their layer" in caplog.text
 
 
+class RunsOneStackInAnother(nn.Module):
+    """A layer that runs a layer of another stack before it uses its own weight, and the head of the model after it."""
+
+    class Layer(nn.Module):
+        def __init__(self, inner: nn.Module, head: nn.Module, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.weight = weight
+            self.__dict__["others"] = (inner, head)  # not its children
+
+        def forward(self, x: Tensor) -> Tensor:
+            for other in self.__dict__["others"]:
+                x = torch.nn.functional.pad(other(x), (0, 1))
+            return x @ self.weight
+
+    def __init__(self) -> None:
+        super().__init__()
+        linear = [TinyNetwork(4, seed=seed).layer for seed in range(3)]
+        self.inner = nn.ModuleList(linear[:2])
+        self.head = linear[2]
+        weights = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(3))
+        self.outer = nn.ModuleList(
+            [self.Layer(inner, self.head, nn.Parameter(w)) for inner, w in zip(self.inner, weights, strict=True)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.outer:
+            x = layer(x)
+        return x
+
+
+def test_what_runs_inside_a_layer_leaves_its_displaced_weights_alone(large_embeddings: None) -> None:
+    model, x, results = RunsOneStackInAnother(), torch.ones(2, 4), []
+    parameters = TrainableParameters(model)
+    for whole in (False, True):
+        perturber = Perturber(model, parameters, HashedDirections(parameters), whole=whole)
+        with torch.no_grad(), perturber.at(KEY, 1e-2):
+            results.append(perturber.checked(lambda: model(x)))
+    assert torch.equal(*results)
+
+
 def test_placed_at_writes_the_values_and_restores() -> None:
     network = TinyNetwork(50)
     parameters = TrainableParameters(network)

@@ -248,6 +248,7 @@ class _Point:
         self._copies, self._layer, self._divisible = copies, layer, divisible
         self._own = {index: parameters.tensors[index].data for index in (*layout.copied, *layout.streamed)}
         self._outside = {index: self._own[index] for index in layout.streamed}
+        self._open = 0  # layers that are running
         self._handles: list[RemovableHandle] = []
         self._replaced: list[tuple[nn.Module, Callable[..., Tensor] | None]] = []
 
@@ -300,14 +301,23 @@ class _Point:
             self._parameters.tensors[index].data = values
 
     def _on_entry(self, indices: tuple[int, ...]) -> Callable[[nn.Module, object], None]:
-        return lambda module, arguments: self._displace(indices, self._layer)
+        def displace(module: nn.Module, arguments: object) -> None:
+            self._displace(indices, self._free_buffer())
+            self._open += 1
+
+        return displace
 
     def _on_exit(self, indices: tuple[int, ...]) -> Callable[[nn.Module, object, object], None]:
         def restore(module: nn.Module, arguments: object, output: object) -> None:
             for index in indices:
                 self._parameters.tensors[index].data = self._outside[index]
+            self._open -= 1
 
         return restore
+
+    def _free_buffer(self) -> _Buffer:
+        """The layers' buffer, or another one within a layer that is displaced there."""
+        return _Buffer() if self._open else self._layer
 
     def _replace(self, module: nn.Module, index: int) -> None:
         own = self._own[index]
@@ -335,7 +345,7 @@ class _Point:
         return self._rows(embedding(rows, weight), rows, index=index).view(*tokens.shape, -1)
 
     def _project(self, weight: Tensor, hidden: Tensor, *, index: int, bias: Tensor | None) -> Tensor:
-        """The head's product, some of its rows at a time where that changes no bit; no layer is displaced meanwhile."""
+        """The head's product, some of its rows at a time where that changes no bit."""
         step = 1 << max(0, (_HEAD_ELEMENTS // weight.shape[1]).bit_length() - 1)
         vectors = hidden.numel() // weight.shape[1]
         if vectors not in self._divisible:
@@ -343,10 +353,10 @@ class _Point:
             parts = zip(whole, _parts(weight, bias, step), strict=True)
             self._divisible[vectors] = all(torch.equal(logits, linear(hidden, w, b)) for logits, (w, b) in parts)
         step = step if self._divisible[vectors] else len(weight)
-        rows = torch.split(torch.arange(len(weight), device=weight.device), step)
+        rows, buffer = torch.split(torch.arange(len(weight), device=weight.device), step), self._free_buffer()
         return torch.cat(
             [
-                linear(hidden, self._rows(w, part, index=index, out=self._layer.like([w])[0]), b)
+                linear(hidden, self._rows(w, part, index=index, out=buffer.like([w])[0]), b)
                 for (w, b), part in zip(_parts(weight, bias, step), rows, strict=True)
             ],
             dim=-1,
