@@ -169,7 +169,8 @@ class HashedDirections:
         total = torch.zeros(rows, min(stop - start, BLOCK), device=device)
         words = row_words(block_words(key, first, first + rows + 1)).to(device)
         starts = torch.full((rows, 1), position, dtype=torch.int32, device=device)
-        self._accumulate(total, starts, [words], self._scaled(torch.ones(1, device=device), [key]).to(total.dtype))
+        one = self._scaled(torch.ones(1, device=device), [key])
+        self._accumulate(total, starts, [words], _in_rows(one, total))
         return total.view(-1)[: stop - start]
 
     @torch.no_grad()
@@ -237,7 +238,7 @@ class HashedDirections:
         rounding: Tensor | None,
     ) -> None:
         """One launch, or several where intermediate results would be large."""
-        coefficients = coefficients.to(torch.promote_types(out.dtype, torch.float32))
+        coefficients = _in_rows(coefficients, out)
         kernel = self.kernel(displace_, out)
         whole = kernel is not displace_ and len(words) <= _FUSED
         step = len(out) if whole else max(1, _CHUNK // out.shape[1])
@@ -247,14 +248,14 @@ class HashedDirections:
             carried, fused = None, [each[part] for each in words]
             if len(fused) > _FUSED:
                 carried = torch.zeros(fused[0].shape[0], out.shape[1], dtype=coefficients.dtype, device=out.device)
-                self._accumulate(carried, starts[part], fused[:-_FUSED], coefficients[:-_FUSED])
+                self._accumulate(carried, starts[part], fused[:-_FUSED], coefficients[part, :-_FUSED])
             kernel(
                 target,
                 origin,
                 carried,
                 starts[part],
                 fused[-_FUSED:],
-                coefficients[-_FUSED:],
+                coefficients[part, -_FUSED:],
                 gaussian=self._distribution != "rademacher",
                 scale=None if scale is None else scale[part],
                 reference=None if threshold is None else target if origin is None else origin,
@@ -266,7 +267,7 @@ class HashedDirections:
         kernel = self.kernel(accumulate_, total)
         for first in range(0, len(words), _FUSED):
             part = slice(first, first + _FUSED)
-            kernel(total, starts, words[part], coefficients[part], gaussian=self._distribution != "rademacher")
+            kernel(total, starts, words[part], coefficients[:, part], gaussian=self._distribution != "rademacher")
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Stretches of the vector that make up the tensors, neighbouring tensors together."""
@@ -327,6 +328,12 @@ def _rows(
         else:
             assert row.numel() == target.numel(), "large tensors that are not contiguous are taken whole"
             target.copy_(row.view(target.shape))
+
+
+def _in_rows(coefficients: Tensor, like: Tensor) -> Tensor:
+    """(m,) -> (R, m), one for each of the R rows of `like`, in the type of its arithmetic."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return coefficients.to(wide).repeat(len(like), 1)
 
 
 def _stretch(tensor: Tensor, begin: int, shape: tuple[int, int]) -> Tensor:

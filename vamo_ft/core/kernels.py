@@ -66,7 +66,9 @@ def displace_(
         carried: (R, W) a partial sum, or None.
         start: (R, 1) int32.
         words: m tensors (R, 8) int32.
-        coefficients: (m,) the a_j, in the type of the arithmetic: float32, or float64 for float64 elements.
+        coefficients: (R, m) the a_j, the same in all rows, in the type of the arithmetic: float32, or float64 for
+            float64 elements. One number for all rows would let the compiler run the last operations in a loop of their
+            own, with the random bits in memory between the two.
         gaussian: Box-Muller normals in place of signs.
         scale: (R, 1) float64; product and sum are formed in float64.
         reference: (R, W); only elements with `|reference| <= threshold` are displaced.
@@ -142,7 +144,7 @@ def _sum(
 ) -> Tensor:
     total = carried
     for index, row in enumerate(words):
-        a = coefficients[index]
+        a = coefficients[:, index : index + 1]
         if gaussian:
             term = a * _standard_normal(position, row).to(coefficients.dtype)
         else:
