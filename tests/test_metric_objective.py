@@ -189,6 +189,15 @@ def test_another_objective_is_another_run_and_a_longer_answer_another_result(
     assert "exact_match" in table
 
 
+def test_answers_longer_than_the_model_has_positions_for_are_refused_at_the_start(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_answers(workspace, {"evaluation": {"max_new_tokens": 512}})
+    assert workspace.train() == 2
+    assert "the model has positions for 512; lower data.max_length" in capsys.readouterr().err
+    assert not any("step" in line for line in workspace.metrics())
+
+
 def test_validate_shows_the_section(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     workspace.configure(ACCURACY)
     assert run(["validate", "config.yaml"]) == 0

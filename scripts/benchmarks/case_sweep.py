@@ -47,7 +47,7 @@ def run_sweep(setting: Setting) -> CaseResult:
                 timings,
                 f"axpy_ {name}",
                 _ADD,
-                target=_TARGETS.get(name),
+                target=None if rounding else _TARGETS.get(name),
                 rates=_bandwidths(timings, f"axpy_ {name}", _ADD, moved=moved),
             )
             result.rows.append(row)

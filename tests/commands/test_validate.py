@@ -36,21 +36,10 @@ def _split(line: str) -> tuple[str, str, str]:
     return key, value, source
 
 
-ROUNDING = (
-    "model.dtype: updates of bfloat16 weights smaller than half their last bit are lost; use float32 with "
-    "training.autocast: bfloat16"
-)
-
-
 @pytest.mark.parametrize(
     ("overrides", "warnings"),
     [
         ([], []),
-        (["model.dtype=bfloat16"], [ROUNDING]),
-        (["model.dtype=bfloat16", "model.adapter.type=lora"], []),
-        (["model.dtype=bfloat16", "method.name=mezo"], [ROUNDING]),
-        (["model.dtype=bfloat16", "method.name=mezo", "optimizer.name=sgd"], []),
-        (["model.dtype=bfloat16", "method.name=mezo", "optimizer.name=sgd", "optimizer.momentum=0.9"], [ROUNDING]),
         (["evaluation.every=5 steps"], ["evaluation.every: has no effect without data.evaluation"]),
         (["schedule.warmup_steps=10"], ["schedule.warmup_steps: the run's 10 steps end within the warm-up"]),
         (["schedule.warmup_steps=9"], []),

@@ -1,10 +1,14 @@
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+from torch._inductor.codecache import PyCodeCache
 
 from tests.toys import normal
+from vamo_ft.core import kernels
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.factored import LowRankDirections
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
@@ -77,9 +81,10 @@ def test_compiled_kernels_give_the_bits_of_plain_ones(
 
 
 @needs_compiler
-def test_nothing_is_compiled_again_in_steady_state() -> None:
-    parameters = parameters_of(torch.float32)
-    directions = HashedDirections(parameters, compile_kernels=True)
+@pytest.mark.parametrize(("dtype", "distribution"), [(torch.float32, "rademacher"), (torch.bfloat16, "gaussian")])
+def test_nothing_is_compiled_again_in_steady_state(dtype: torch.dtype, distribution: str) -> None:
+    parameters = parameters_of(dtype)
+    directions = HashedDirections(parameters, distribution=distribution, compile_kernels=True)
 
     def step(number: int) -> None:
         directions.axpy_(
@@ -97,6 +102,68 @@ def test_nothing_is_compiled_again_in_steady_state() -> None:
     for number in range(1, 6):
         step(number)
     assert counter["unique_graphs"] == before
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled so far counts, nor will what is compiled in the test."""
+
+    def forget() -> None:
+        kernels.compiled.cache_clear()
+        torch._dynamo.reset()
+        PyCodeCache.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@needs_compiler
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+def test_random_bits_never_go_through_memory(
+    distribution: str, fresh_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled kernels allocate nothing of the size of their rows, whatever shapes and strides they met before."""
+    taken: list[int] = []
+    guards = torch._C._dynamo.guards
+    allocate = guards._empty_strided_cpu
+
+    def noted(size: tuple[int, ...], *arguments: object) -> Tensor:
+        taken.append(math.prod(size))
+        return allocate(size, *arguments)
+
+    monkeypatch.setattr(guards, "_empty_strided_cpu", noted)
+    module = nn.ParameterList([nn.Parameter(normal(*shape, seed=1)) for shape in [(512, 576), (1536, 576), (640, 576)]])
+    parameters = TrainableParameters(module)
+    directions = HashedDirections(parameters, distribution=distribution, compile_kernels=True)
+    one = torch.ones(1, dtype=torch.float64)
+    tokens = torch.arange(512)
+    directions.displaced_rows(
+        parameters.tensors[0].detach()[tokens], tokens, index=0, coefficients=one, keys=[key()], rounding=None
+    )
+    buffer = torch.empty(2_000_000)
+    places = [buffer[64 * k : 64 * k + t.numel()].view(t.shape) for k, t in enumerate(parameters.tensors, start=1)]
+    directions.axpy_(places, one, [key()], sources=parameters.tensors)
+    directions.axpy_(parameters.tensors, one, [key()])
+    assert max(taken, default=0) < 10_000
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [BackendCompilerFailed(lambda: None, RuntimeError("no such header"), None), FailOnRecompileLimitHit("64 of them")],
+)
+def test_where_the_compiler_fails_plain_kernels_take_over(
+    failure: Exception, fresh_compiler: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compile_nothing(kernel: Callable[..., None], **options: object) -> Callable[..., None]:
+        def fail(*arguments: object, **keywords: object) -> None:
+            raise failure
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    assert torch.equal(moved(torch.float32, compiled=True), moved(torch.float32, compiled=False))
+    assert caplog.text.count("perturbations stay uncompiled") == 1
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
@@ -122,6 +189,19 @@ def test_gaussians_are_box_muller() -> None:
     )
     exact = (-2 * (radius + 2**-24).log()).sqrt() * (2 * math.pi * angle).cos()
     assert ((directions.values(key(), 0, numel) - exact).abs() <= 6e-7 * exact.abs()).all()
+
+
+@pytest.mark.parametrize("beyond", [0, 2**32 - 70_000])
+def test_a_tensor_is_displaced_by_the_values_at_its_offset(beyond: int) -> None:
+    """Also one that begins below 2**32 and ends above; and one that is neither contiguous nor cut evenly."""
+    module = nn.ParameterList([nn.Parameter(torch.zeros(140_003)), nn.Parameter(torch.zeros(257, 263).T)])
+    parameters = TrainableParameters(module)
+    parameters.offsets = tuple(offset + beyond for offset in parameters.offsets)
+    parameters.numel += beyond
+    directions = HashedDirections(parameters, compile_kernels=False)
+    directions.axpy_(parameters.tensors, torch.ones(1), [key()])
+    moved = torch.cat([tensor.detach().reshape(-1) for tensor in parameters.tensors])
+    assert torch.equal(moved, directions.values(key(), beyond, beyond + len(moved)))
 
 
 def test_rows_of_a_matrix_are_displaced_as_the_whole() -> None:

@@ -127,6 +127,14 @@ class Stack(nn.Module):
         return self
 
 
+class TwoStacks(Stack):
+    """A second list of layers, which never runs."""
+
+    def __init__(self) -> None:
+        super().__init__([0, 1, 2])
+        self.others = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+
 class Notes(nn.Module):
     """A stack whose layers leave something behind for later ones, as those that share keys and values do."""
 
@@ -158,6 +166,7 @@ class Notes(nn.Module):
     [
         (Stack([1, 0, 2]), "one after the other"),
         (Stack([0, 1, 2], skip=True), "differs when"),
+        (TwoStacks(), "not one stack of layers"),
         (Notes(), "fails without them (KeyError)"),
     ],
 )

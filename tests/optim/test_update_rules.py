@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,12 +7,14 @@ from tests.toys import NetworkObjective, TinyNetwork, ToySource, normal
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.factored import LowRankDirections
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import Domain, HashKey, random_bits
 from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.rounding import stochastically_rounded
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.core.types import Estimate, ProjectedGradient, Work
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.optim.carriers import Carriers, update_rounding
 from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 
@@ -53,8 +57,9 @@ def test_trajectories_equal_torch_optim_bit_for_bit(name, clip, resumed_at):
     estimator = FirstOrder(objective, parameters, LocalRuntime(), seed=0)
 
     def build() -> DenseRule:
-        optimizer = build_optimizer(parameters, name=name, weight_decay=0.1, **RULES[name][0])
-        return DenseRule(parameters, None, optimizer, max_grad_norm=clip)
+        carriers = Carriers(parameters, seed=0)
+        optimizer = build_optimizer(carriers, name=name, weight_decay=0.1, **RULES[name][0])
+        return DenseRule(carriers, None, optimizer, max_grad_norm=clip)
 
     rule, data = build(), source()
     for step in range(6):
@@ -117,13 +122,70 @@ def test_bfloat16_updates_far_below_an_ulp_do_not_vanish():
     assert moved == pytest.approx(-100 * 2e-5, rel=0.2)
 
 
+RULES_IN_FLOAT32 = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}, {"momentum": 0.9}),
+    "adamw": (torch.optim.AdamW, {}, {}),
+    "adagrad": (torch.optim.Adagrad, {}, {}),
+}
+
+
+@pytest.mark.parametrize("resumed_at", [None, 2])
+@pytest.mark.parametrize("name", list(RULES_IN_FLOAT32))
+def test_a_rule_steps_bfloat16_weights_in_float32_and_rounds_the_result(name, resumed_at):
+    """Against torch.optim on a float32 copy of the weights, made anew in every step, with a state that lasts."""
+    network = TinyNetwork(10, dtype=torch.bfloat16)
+    parameters = TrainableParameters(network)
+    kind, keywords, ours = RULES_IN_FLOAT32[name]
+    wide = [torch.nn.Parameter(tensor.detach().float()) for tensor in parameters.tensors]
+    bias, weight = wide
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    reference = kind(groups, lr=0.01, **keywords)
+
+    def build() -> DenseRule:
+        carriers = Carriers(parameters, seed=7)
+        optimizer = build_optimizer(carriers, name=name, weight_decay=0.1, **ours)
+        return DenseRule(carriers, None, optimizer, max_grad_norm=None)
+
+    rule = build()
+    for step in range(4):
+        if step == resumed_at:
+            state, rule = rule.state_dict(), build()
+            rule.load_state_dict(state)
+        for number, (tensor, copy) in enumerate(zip(parameters.tensors, wide, strict=True)):
+            tensor.grad = normal(*tensor.shape, seed=10 * step + number).to(torch.bfloat16)
+            copy.data, copy.grad = tensor.detach().float(), tensor.grad.float()
+        reference.step()
+        rule.apply(Estimate(loss=torch.zeros(()), work=Work()), learning_rate=0.01, step=step)
+        flat = torch.cat([copy.detach().reshape(-1) for copy in wide])
+        bits = random_bits(update_rounding(7, step), 0, len(flat), device=flat.device)
+        rounded = stochastically_rounded(flat, bits, torch.bfloat16)
+        assert torch.equal(torch.cat([tensor.detach().reshape(-1) for tensor in parameters.tensors]), rounded)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad", "sign_sgd"])
+def test_no_rule_loses_bfloat16_updates_far_below_an_ulp(name):
+    """Every rule moves a weight of 1 against a lasting gradient of 1; an ulp there is 2**-7."""
+    network = TinyNetwork(2000, dtype=torch.bfloat16)
+    with torch.no_grad():
+        network.layer.weight.fill_(1.0)
+    parameters = TrainableParameters(network)
+    carriers = Carriers(parameters, seed=0)
+    rule = DenseRule(carriers, None, build_optimizer(carriers, name=name, weight_decay=0.0), max_grad_norm=None)
+    for step in range(100):
+        network.layer.weight.grad = torch.ones_like(network.layer.weight)
+        rule.apply(Estimate(loss=torch.zeros(()), work=Work()), learning_rate=2e-5, step=step)
+    steps = sum(1 / math.sqrt(step + 1) for step in range(100)) if name == "adagrad" else 100
+    assert (network.layer.weight.detach().float() - 1).mean() == pytest.approx(-2e-5 * steps, rel=0.2)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_projected_gradient_goes_through_a_rule_with_state(name):
     network = TinyNetwork(10, dtype=torch.float64)
     parameters = TrainableParameters(network)
     directions = HashedDirections(parameters)
-    optimizer = build_optimizer(parameters, name=name, weight_decay=0.0)
-    rule = DenseRule(parameters, directions, optimizer, max_grad_norm=None)
+    carriers = Carriers(parameters, seed=0)
+    optimizer = build_optimizer(carriers, name=name, weight_decay=0.0)
+    rule = DenseRule(carriers, directions, optimizer, max_grad_norm=None)
     old = torch.cat([tensor.detach().reshape(-1) for tensor in parameters.tensors])
     estimate = projected(0.3, -0.4)
     rule.apply(estimate, learning_rate=0.1, step=0)
@@ -136,9 +198,9 @@ def test_a_projected_gradient_goes_through_a_rule_with_state(name):
 def test_sign_sgd_takes_steps_of_one_size_and_decays_apart_from_them():
     network = TinyNetwork(10, dtype=torch.float64)
     parameters = TrainableParameters(network)
-    rule = DenseRule(
-        parameters, None, build_optimizer(parameters, name="sign_sgd", weight_decay=0.1), max_grad_norm=None
-    )
+    carriers = Carriers(parameters, seed=0)
+    optimizer = build_optimizer(carriers, name="sign_sgd", weight_decay=0.1)
+    rule = DenseRule(carriers, None, optimizer, max_grad_norm=None)
     (old_bias, old), gradient = parameters.copy(), normal(3, 10, seed=1)
     gradient[0] = 0.0
     network.layer.weight.grad = gradient.clone()
@@ -157,8 +219,9 @@ def test_a_rule_with_state_passes_over_what_the_directions_do_not_reach(name):
     assert parameters.names == ("layer.bias", "layer.weight")
     blocks = (Block("bias", (0,)), Block("weight", (1,)))
     directions = BlockDirections(HashedDirections(parameters), blocks, order="cyclic")
-    optimizer = build_optimizer(parameters, name=name, weight_decay=0.1)
-    rule, (old_bias, old_weight) = DenseRule(parameters, directions, optimizer, max_grad_norm=1e9), parameters.copy()
+    carriers = Carriers(parameters, seed=0)
+    optimizer = build_optimizer(carriers, name=name, weight_decay=0.1)
+    rule, (old_bias, old_weight) = DenseRule(carriers, directions, optimizer, max_grad_norm=1e9), parameters.copy()
     rule.apply(projected(0.3), learning_rate=0.1, step=0)
     assert torch.equal(network.layer.weight, old_weight)
     assert not torch.equal(network.layer.bias, old_bias)
@@ -179,8 +242,9 @@ def test_both_rules_of_sgd_make_the_same_step(structure):
             "low_rank": lambda p: LowRankDirections(p, rank=2, refresh_every=1),
         }[structure](parameters)
         if dense_rule:
-            optimizer = build_optimizer(parameters, name="sgd", weight_decay=0.1)
-            rule = DenseRule(parameters, directions, optimizer, max_grad_norm=0.3)
+            carriers = Carriers(parameters, seed=0)
+            optimizer = build_optimizer(carriers, name="sgd", weight_decay=0.1)
+            rule = DenseRule(carriers, directions, optimizer, max_grad_norm=0.3)
         else:
             rule = ProjectedSgd(parameters, directions, weight_decay=0.1, max_grad_norm=0.3, seed=0)
         norm = rule.apply(projected(0.3, -0.4), learning_rate=0.1, step=0)["grad_norm"]

@@ -20,6 +20,7 @@ from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
 from vamo_ft.estimators.vamo import Vamo, VamoSettings
+from vamo_ft.optim.carriers import Carriers
 from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 
@@ -64,10 +65,9 @@ def build_estimator(
 ) -> GradientEstimator:
     """What turns the micro-batches of a step into a gradient estimate."""
     method, seed = config.method, config.run.seed
-    first_order = FirstOrder(objective, parameters, runtime, seed=seed)
     match method:
         case FirstOrderConfig():
-            return first_order
+            return FirstOrder(objective, parameters, runtime, seed=seed)
         case SpsaConfig():
             assert directions is not None
             _warn_of_small_eps(method.eps, parameters)
@@ -102,7 +102,7 @@ def build_estimator(
                 seed=seed,
             )
             return Vamo(
-                first_order,
+                FirstOrder(objective, parameters, runtime, seed=seed),
                 objective,
                 parameters,
                 directions,
@@ -135,15 +135,9 @@ def build_update_rule(config: RunConfig, parameters: TrainableParameters, direct
             max_grad_norm=max_grad_norm,
             seed=config.run.seed,
         )
-    if low := [tensor for tensor in parameters.tensors if tensor.element_size() < 4]:
-        _log.warning(
-            "optimizer.name: %s rounds bfloat16 weights to the nearest value, where updates far below one ulp vanish "
-            "(%d tensors); take model.dtype: float32 with training.autocast: bfloat16, or an adapter",
-            optimizer.name,
-            len(low),
-        )
+    carriers = Carriers(parameters, seed=config.run.seed)
     rule = build_optimizer(
-        parameters,
+        carriers,
         name=optimizer.name,
         weight_decay=optimizer.weight_decay,
         momentum=optimizer.momentum,
@@ -151,4 +145,4 @@ def build_update_rule(config: RunConfig, parameters: TrainableParameters, direct
         betas=optimizer.betas,
         eps=optimizer.eps,
     )
-    return DenseRule(parameters, directions, rule, max_grad_norm=max_grad_norm)
+    return DenseRule(carriers, directions, rule, max_grad_norm=max_grad_norm)

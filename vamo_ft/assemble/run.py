@@ -15,6 +15,7 @@ from vamo_ft.assemble.surroundings import Surroundings, due
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import ClassificationFormat, DataSetConfig, RunConfig
+from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
@@ -76,7 +77,8 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
 
     Raises:
         DataError: model or data are not what the configuration, or the checkpoint, says.
-        UsageError: the checkpoint belongs to another run, or lies behind this one's end.
+        UsageError: the checkpoint belongs to another run, or lies behind this one's end; or the model has no positions
+            for the longest sample.
     """
     if checkpoint is not None:
         check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
@@ -95,6 +97,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
     )
+    _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     if source.data.num_truncated:
         _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
     objective = build_objective(config, loaded)
@@ -176,6 +179,7 @@ def evaluate_model(
 
     Raises:
         DataError: model or data are not what the configuration says.
+        UsageError: the model has no positions for the longest sample.
     """
     runtime = _build_runtime(config)
     loaded = _load_model(config, runtime=runtime, weights=weights)
@@ -188,6 +192,7 @@ def evaluate_model(
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
     )
+    _check_positions(loaded, held_out)
     return evaluate(
         build_objective(config, loaded),
         held_out,
@@ -196,6 +201,15 @@ def evaluate_model(
         progress=progress,
         stop_requested=lambda: False,
     )
+
+
+def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
+    longest, limit = max(each.longest for each in samples), loaded.max_positions
+    if limit is not None and longest > limit:
+        raise UsageError(
+            f"data.max_length: samples take up to {longest} tokens, answers to be generated included, and the model "
+            f"has positions for {limit}; lower data.max_length (or max_new_tokens)"
+        )
 
 
 def _build_runtime(config: RunConfig) -> Runtime:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vamo_ft.config.load import load_config, resolved_values
-from vamo_ft.config.method import SpsaConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.yaml_text import write_yaml_value
 
@@ -34,11 +33,6 @@ def validate(config_path: Path, *, overrides: Sequence[str]) -> None:
 
 def config_warnings(config: RunConfig) -> Iterator[str]:
     """What is allowed and yet hardly meant."""
-    if config.model.dtype == "bfloat16" and _trains_base_weights(config) and not _updates_round_stochastically(config):
-        yield (
-            "model.dtype: updates of bfloat16 weights smaller than half their last bit are lost; use float32 with "
-            "training.autocast: bfloat16"
-        )
     if config.evaluation.every is not None and config.data.evaluation is None:
         yield "evaluation.every: has no effect without data.evaluation"
     if config.training.steps is not None and config.schedule.warmup_steps >= config.training.steps:
@@ -50,14 +44,3 @@ def config_warnings(config: RunConfig) -> Iterator[str]:
         is_local = path.startswith((".", "/")) or path.endswith(_FILE_SUFFIXES)
         if is_local and not Path(path).exists():
             yield f"{key}: {path} does not exist (relative paths start in the working directory)"
-
-
-def _trains_base_weights(config: RunConfig) -> bool:
-    """Weights kept in model.dtype: all without an adapter; beside one, whole layers and a classifier head."""
-    adapter = config.model.adapter
-    return adapter is None or bool(adapter.modules_to_save) or config.model.task == "sequence_classification"
-
-
-def _updates_round_stochastically(config: RunConfig) -> bool:
-    """Plain SGD on a projected gradient; every other rule rounds to nearest."""
-    return isinstance(config.method, SpsaConfig) and config.optimizer.name == "sgd" and config.optimizer.momentum == 0

@@ -100,12 +100,8 @@ class HashedDirections:
         coefficients = self._scaled(coefficients, keys)
         words = [self.words(key)[plan.blocks] for key in keys]
         noise = None if rounding is None else self.words(rounding)[plan.blocks]
-        device = self._parameters.device
+        factors = None if scales is None else plan.by_row(scales)
         for launch in plan.launches:
-            scale = None
-            if scales is not None:
-                scale = torch.tensor([scales[place] for place in launch.places], dtype=torch.float64, device=device)
-                scale = scale.unsqueeze(1).expand(launch.shape[0], 1)
             threshold = self._thresholds_of([indices[place] for place in launch.places])
             with _rows(launch, tensors, sources) as (out, source):
                 self._displace(
@@ -114,7 +110,7 @@ class HashedDirections:
                     plan.starts[launch.rows],
                     [each[launch.rows] for each in words],
                     coefficients,
-                    scale=scale,
+                    scale=None if factors is None else factors[launch.rows],
                     threshold=None if threshold is None else threshold.expand(launch.shape[0], 1),
                     rounding=None if noise is None else noise[launch.rows],
                 )
@@ -206,12 +202,14 @@ class HashedDirections:
 
     def words(self, key: HashKey) -> Tensor:
         """(B, 8) int32 words of every block of the vector, for a row that begins in it (see `kernels.row_words`)."""
-        if key not in self._words:
+        words = self._words.pop(key, None)
+        if words is None:
             if len(self._words) >= _MOST_KEYS:
-                self._words.clear()
+                del self._words[next(iter(self._words))]  # that used least recently
             words = row_words(block_words(key, 0, -(-self.numel // BLOCK) + 1))
-            self._words[key] = words.to(self._parameters.device, non_blocking=True)
-        return self._words[key]
+            words = words.to(self._parameters.device, non_blocking=True)
+        self._words[key] = words
+        return words
 
     def kernel(self, kernel: Callable[..., None], rows: Tensor) -> Callable[..., None]:
         """The kernel as it is to be called for `rows` (R, W): compiled, or plain."""
@@ -326,8 +324,9 @@ def _rows(
         if target.is_contiguous():
             target.view(-1)[begin:end] = row
         else:
-            assert row.numel() == target.numel(), "large tensors that are not contiguous are taken whole"
-            target.copy_(row.view(target.shape))
+            whole = target.reshape(-1)  # a copy
+            whole[begin:end] = row
+            target.copy_(whole.view(target.shape))
 
 
 def _in_rows(coefficients: Tensor, like: Tensor) -> Tensor:

@@ -114,9 +114,9 @@ def compiled(kernel: Callable[Arguments, None]) -> Callable[Arguments, None]:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, while its compiler is imported
         importlib.import_module("torch._inductor.compile_fx")
     from torch._dynamo import config
-    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
-    config.recompile_limit = max(config.recompile_limit, _VARIANTS)
+    config.recompile_limit = max(config.recompile_limit, _VARIANTS)  # for the process: older torch has no other place
     made = torch.compile(kernel, dynamic=True, fullgraph=True, options={"realize_opcount_threshold": _INLINED})
     failed = False
 
@@ -127,7 +127,7 @@ def compiled(kernel: Callable[Arguments, None]) -> Callable[Arguments, None]:
             try:
                 made(*arguments, **keywords)
                 return
-            except BackendCompilerFailed as error:
+            except (BackendCompilerFailed, FailOnRecompileLimitHit) as error:
                 _log.warning("perturbations stay uncompiled: %s", " ".join(str(error).split())[:200])
                 failed = True
         kernel(*arguments, **keywords)

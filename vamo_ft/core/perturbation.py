@@ -243,7 +243,7 @@ class _Point:
         self.layout = layout
         self._parameters = parameters
         self._directions = directions
-        self._coefficients = torch.tensor([coefficient], dtype=torch.float64, device=parameters.device)
+        self._coefficients = torch.full((1,), coefficient, dtype=torch.float64, device=parameters.device)
         self._rounding = HashKey(key.seed, Domain.ROUNDING, key.step, 2 * key.probe + (coefficient < 0))
         self._copies, self._layer, self._divisible = copies, layer, divisible
         self._own = {index: parameters.tensors[index].data for index in (*layout.copied, *layout.streamed)}

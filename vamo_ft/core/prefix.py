@@ -26,7 +26,7 @@ class PrefixReuse:
     The first evaluation of a batch keeps that output; in the later ones the layers below k return it at once. One block
     of a stack then costs 1.5 forward passes in place of 2 on average (MeZO-BCD, arXiv 2501.19099, perturbs one block a
     step). The first reuse at every depth is compared with a plain evaluation; where they differ in a bit, or the layers
-    do not run one after the other, nothing is reused from then on, with a log line.
+    are not one stack whose members run one after the other, nothing is reused from then on, with a log line.
     """
 
     def __init__(self, module: nn.Module, parameters: TrainableParameters) -> None:
@@ -39,6 +39,8 @@ class PrefixReuse:
         """The number of layers at the beginning of the stack that the parameters `support` are not part of."""
         layers = self._layers
         if not self._allowed or not layers:
+            if self._allowed and len(support) < len(self._parameters.tensors):
+                self._forbid("the model is not one stack of layers")
             return 0
         owners = [self._owners[index] for index in support]
         if any(not owner.layers and not owner.outside for owner in owners):

@@ -68,6 +68,14 @@ class RowPlan:
         blocks, starts = row_positions(torch.tensor(row_offsets), device=tensors[0].device)
         return cls(tuple(launches), blocks, starts)
 
+    def by_row(self, values: Sequence[float]) -> Tensor:
+        """(rows, 1) float64, the value of the tensor that each row belongs to."""
+        rows = torch.empty(len(self.blocks), 1, dtype=torch.float64)
+        for launch in self.launches:
+            chosen = torch.tensor([values[place] for place in launch.places], dtype=torch.float64).unsqueeze(1)
+            rows[launch.rows] = chosen.expand(launch.shape[0], 1)
+        return rows.to(self.blocks.device, non_blocking=True)
+
 
 def row_positions(offsets: Tensor, *, device: torch.device) -> tuple[Tensor, Tensor]:
     """Block (rows,) int64 and position in it (rows, 1) int32 of the elements at `offsets` (rows,) int64."""

@@ -54,6 +54,10 @@ class Layout:
     rows_per_sample: int = 1
     scored_by: tuple[object, ...] = ()
 
+    def longest(self, data: TokenizedData) -> int:
+        """Tokens of the longest row."""
+        return max(self.length(data, index) for index in range(len(data)))
+
     def groups(self, data: TokenizedData, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """`indices` by falling length, ties in their order: trouble with memory shows in the first group."""
         lengths = [self.length(data, index) for index in indices]
@@ -99,6 +103,11 @@ class TrainingSamples:
         """SHA-256 of every token and label."""
         return self.data.fingerprint
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, generated ones included."""
+        return self._layout.longest(self.data)
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples at `indices`, in that order."""
         return self._layout.collate([self.data[index] for index in indices])
@@ -136,6 +145,11 @@ class EvaluationSamples:
     def fingerprint(self) -> str:
         """SHA-256 of every token and label, and of what they are scored by."""
         return sha256(f"{self.data.fingerprint} {self._layout.scored_by}".encode()).hexdigest()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, generated ones included."""
+        return self._layout.longest(self.data)
 
     def batches(self, *, token_budget: int) -> Iterator[Batch]:
         """Every sample once, longest first; rows times longest length stays within `token_budget` where it can."""

@@ -50,6 +50,12 @@ class LoadedModel:
     accepts_position_ids: bool
     accepts_logits_to_keep: bool
 
+    @property
+    def max_positions(self) -> int | None:
+        """The longest row, in tokens, that the model has positions for; None: it does not say."""
+        limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
 
 def load_model(
     config: ModelConfig, *, offline: bool, seed: int, num_labels: int | None = None, weights: Path | None = None

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, StateDict
 from vamo_ft.core.types import Estimate
+from vamo_ft.optim.carriers import update_rounding
 from vamo_ft.optim.decay import decays
 
 __all__ = ["ProjectedSgd"]
-
-_UPDATE = 0xFFFFFFFF  # probe number of the update's rounding bits; probe points use the small ones
 
 
 class ProjectedSgd:
@@ -58,7 +56,7 @@ class ProjectedSgd:
             -learning_rate * coefficients,
             projected.keys,
             scales=[decay if decays(tensor) else 1.0 for tensor in self._parameters.tensors] if decay != 1 else None,
-            rounding=HashKey(self._seed, Domain.ROUNDING, step, _UPDATE),
+            rounding=update_rounding(self._seed, step),
         )
         return {"grad_norm": norm}
 

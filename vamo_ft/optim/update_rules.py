@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from vamo_ft.core.errors import DivergenceError
-from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, StateDict
 from vamo_ft.core.types import Estimate, ProjectedGradient
+from vamo_ft.optim.carriers import Carriers
 from vamo_ft.optim.decay import decays
 from vamo_ft.optim.sign_sgd import SignSgd
 
@@ -18,7 +18,7 @@ __all__ = ["DenseRule", "build_optimizer"]
 
 
 def build_optimizer(
-    parameters: TrainableParameters,
+    carriers: Carriers,
     *,
     name: Literal["sgd", "adamw", "adagrad", "sign_sgd"],
     weight_decay: float,
@@ -27,7 +27,7 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float | None = None,
 ) -> torch.optim.Optimizer:
-    """The rule over the parameters, without weight decay for biases and norms.
+    """The rule over the carriers, without weight decay for biases and norms.
 
     sgd and adagrad add `weight_decay * x` to the gradient; adamw and sign_sgd decay decoupled from it.
 
@@ -35,8 +35,8 @@ def build_optimizer(
         eps: added to adamw's or adagrad's denominator; None takes torch's default.
     """
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters.tensors if decays(p)], "weight_decay": weight_decay},
-        {"params": [p for p in parameters.tensors if not decays(p)], "weight_decay": 0.0},
+        {"params": [p for p in carriers.tensors if decays(p)], "weight_decay": weight_decay},
+        {"params": [p for p in carriers.tensors if not decays(p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     match name:
@@ -51,7 +51,7 @@ def build_optimizer(
 
 
 class DenseRule:
-    """Clips the gradient's Euclidean norm, then lets a `torch.optim` rule do the arithmetic.
+    """Clips the gradient's Euclidean norm, then lets a `torch.optim` rule do the arithmetic, in float32 at least.
 
     A projected gradient is first materialised in `.grad`: rules with state need it whole. Tensors that its directions
     do not reach get no gradient: the rule passes them over, with their decay and their state.
@@ -59,13 +59,14 @@ class DenseRule:
 
     def __init__(
         self,
-        parameters: TrainableParameters,
+        carriers: Carriers,
         directions: Directions | None,
         optimizer: torch.optim.Optimizer,
         *,
         max_grad_norm: float | None,
     ) -> None:
-        self._parameters = parameters
+        self._carriers = carriers
+        self._parameters = carriers.parameters
         self._directions = directions
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
@@ -85,7 +86,7 @@ class DenseRule:
             clip_grads_with_norm_(self._parameters.tensors, self._max_grad_norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.step()
+        self._carriers.step(self._optimizer, step=step)
         self._parameters.clear_gradients()
         return {"grad_norm": norm}
 
@@ -109,12 +110,12 @@ class DenseRule:
 
     def state_dict(self) -> StateDict:
         """The rule's tensors by parameter name."""
-        named = zip(self._parameters.names, self._parameters.tensors, strict=True)
+        named = zip(self._parameters.names, self._carriers.tensors, strict=True)
         return {name: dict(self._optimizer.state[tensor]) for name, tensor in named if tensor in self._optimizer.state}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`; each tensor goes where torch keeps it."""
-        for name, tensor in zip(self._parameters.names, self._parameters.tensors, strict=True):
+        for name, tensor in zip(self._parameters.names, self._carriers.tensors, strict=True):
             if name in state:
                 self._optimizer.state[tensor] = {
                     key: value if key == "step" else value.to(tensor.device) for key, value in state[name].items()
