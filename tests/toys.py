@@ -14,6 +14,7 @@ from vamo_ft.core.protocols import Directions, Objective
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.vamo import Vamo, VamoSettings
 from vamo_ft.objectives.synthetic import NonconvexLeastSquares
 
@@ -187,11 +188,13 @@ def build_vamo(objective: Objective, *, directions: Directions | None = None, **
         "source": "table",
         "orthogonalise": True,
         "normaliser": "data",
-        "token_budget": 16,
         "seed": 7,
+        "token_budget": 16,
         **changes,
     }
-    stop_requested = settings.pop("stop_requested", lambda: False)
+    passes = SnapshotPasses(
+        settings.pop("token_budget"), SilentProgress(), settings.pop("stop_requested", lambda: False)
+    )
     return Vamo(
         FirstOrder(objective, parameters, runtime, seed=settings["seed"]),
         objective,
@@ -199,8 +202,7 @@ def build_vamo(objective: Objective, *, directions: Directions | None = None, **
         HashedDirections(parameters) if directions is None else directions,
         runtime,
         settings=VamoSettings(**settings),
-        progress=SilentProgress(),
-        stop_requested=stop_requested,
+        passes=passes,
     )
 
 

@@ -17,6 +17,7 @@ from vamo_ft.core.rounding import share_finer_than_ulp
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
 from vamo_ft.estimators.vamo import Vamo, VamoSettings
@@ -98,7 +99,6 @@ def build_estimator(
                 source=method.source,
                 orthogonalise=method.orthogonalise,
                 normaliser=method.normaliser,
-                token_budget=config.training.forward_batch_tokens,
                 seed=seed,
             )
             return Vamo(
@@ -108,8 +108,9 @@ def build_estimator(
                 directions,
                 runtime,
                 settings=settings,
-                progress=surroundings.progress,
-                stop_requested=surroundings.stop_requested,
+                passes=SnapshotPasses(
+                    config.training.forward_batch_tokens, surroundings.progress, surroundings.stop_requested
+                ),
             )
 
 

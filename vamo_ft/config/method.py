@@ -1,18 +1,15 @@
 """The `method` section: which estimator computes the step's direction, and how."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from vamo_ft.config.period import Period
+from vamo_ft.config.directions import DirectionsConfig, Structure, check_structure
 from vamo_ft.config.section import Section
+from vamo_ft.config.snapshot import SnapshotConfig
 
 Difference = Literal["central", "forward"]
-Structure = Literal["full", "block", "low_rank", "subspace", "sparse"]
-
-STRUCTURES: Mapping[str, tuple[Structure, ...]] = {"spsa": get_args(Structure), "vamo": ("full",)}
-"""Estimator -> the structures of directions that it takes."""
 
 OPTIMIZERS: Mapping[str, str] = {
     "sgd": "sgd",
@@ -24,68 +21,12 @@ OPTIMIZERS: Mapping[str, str] = {
 }
 """Method -> the optimizer that its name stands for; the other methods go with any."""
 
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "block": {"order": "random_permutation"},
-    "low_rank": {"rank": 2, "refresh_every": 50},
-    "subspace": {"rank": 24, "refresh_every": 1000},
-    "sparse": {"quantile": 0.25},
-}
-"""Structure -> the keys that belong to it."""
-
 _STRUCTURE_OF: Mapping[str, Structure] = {
     "mezo_bcd": "block",
     "lozo": "low_rank",
     "subzero": "subspace",
     "sparse_mezo": "sparse",
 }
-
-
-class DirectionsConfig(Section):
-    """The law of perturbation directions."""
-
-    distribution: Literal["rademacher", "gaussian", "sphere"] = Field(
-        "rademacher",
-        description="law of a direction's elements; all have unit RMS per coordinate: rademacher (random signs), "
-        "gaussian (MeZO's choice), sphere (gaussian rescaled to norm sqrt(d); full only)",
-    )
-    structure: Structure = Field(
-        "full",
-        description="which coordinates are perturbed, and how: full (every trainable one), block (one decoder layer, "
-        "embedding, norm or head a step), low_rank (matrices U V^T), subspace (matrices U Z V^T with orthonormal U "
-        "and V), sparse (the smaller weights of each tensor)",
-    )
-    order: Literal["random_permutation", "cyclic", "random", "flip_flop"] | None = Field(
-        None,
-        description="block: the order of the blocks: random_permutation (each once a cycle), cyclic, random (drawn "
-        "anew), flip_flop (up, then down)",
-    )
-    rank: int | None = Field(None, ge=1, description="low_rank (2), subspace (24): columns of U and V")
-    refresh_every: int | None = Field(
-        None, ge=1, description="steps that V (low_rank: 50), or U and V (subspace: 1000), are kept for"
-    )
-    quantile: float | None = Field(
-        None, gt=0, lt=1, description="sparse: share of each tensor's elements, the smallest ones, that is perturbed"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_structure(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(structure := values.get("structure"), str):
-            return values
-        return {**_DEFAULTS.get(structure, {}), **{key: value for key, value in values.items() if value is not None}}
-
-    @model_validator(mode="after")
-    def _keys_belong_to_structure(self) -> "DirectionsConfig":
-        for key in ("order", "rank", "refresh_every", "quantile"):
-            owners = [structure for structure, defaults in _DEFAULTS.items() if key in defaults]
-            if getattr(self, key) is not None and self.structure not in owners:
-                raise ValueError(f"{key}: {self.structure} has no such setting ({' and '.join(owners)} only)")
-        if self.distribution == "sphere" and self.structure != "full":
-            raise ValueError(
-                f"distribution: sphere fixes the norm of the whole direction, and goes with structure: full; write "
-                f"gaussian for {self.structure}"
-            )
-        return self
 
 
 class FirstOrderConfig(Section):
@@ -114,31 +55,12 @@ class SpsaConfig(Section):
 
     @model_validator(mode="after")
     def _structure_fits(self) -> "SpsaConfig":
-        _check_structure("spsa", self.directions)
+        check_structure("spsa", self.directions)
         if self.directions.structure != _STRUCTURE_OF.get(self.name, self.directions.structure):
             raise ValueError(
                 f"directions.structure: {self.directions.structure} contradicts name: {self.name}; leave it out, or "
                 "write name: mezo"
             )
-        return self
-
-
-class SubsetConfig(Section):
-    """A snapshot over a part of the data."""
-
-    subset: int = Field(gt=0, description="samples whose mean stands for the mean over all; at least 8 * every * batch")
-
-
-class SnapshotConfig(Section):
-    """When the reference point of the correction is taken anew, and over which samples."""
-
-    every: Period = Field(Period(1, "epoch"), description="period in epochs or steps")
-    set: Literal["all"] | SubsetConfig = Field("all", description="all samples, or {subset: M}")
-
-    @model_validator(mode="after")
-    def _subset_needs_steps(self) -> "SnapshotConfig":
-        if self.set != "all" and self.every.unit != "step":
-            raise ValueError("every: a snapshot over a subset needs its period in steps, such as '16 steps'")
         return self
 
 
@@ -174,7 +96,7 @@ class VamoConfig(Section):
 
     @model_validator(mode="after")
     def _structure_fits(self) -> "VamoConfig":
-        _check_structure("vamo", self.directions)
+        check_structure("vamo", self.directions)
         return self
 
 
@@ -186,13 +108,3 @@ METHOD_NAMES: tuple[str, ...] = tuple(
     for name in get_args(section.model_fields["name"].annotation)
 )
 """Every value that `method.name` takes."""
-
-
-def _check_structure(estimator: str, directions: DirectionsConfig) -> None:
-    allowed = STRUCTURES[estimator]
-    if directions.structure not in allowed:
-        able = [name for name, structures in STRUCTURES.items() if directions.structure in structures]
-        raise ValueError(
-            f"directions.structure: {estimator} takes {' or '.join(allowed)}, not {directions.structure}; leave it "
-            f"out, or write name: {' or '.join(able)}"
-        )

@@ -4,7 +4,7 @@ Shapes: B samples in a batch, K kept positions, q probes (`num_probes`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -87,6 +87,15 @@ class Work:
             self.forward_tokens + other.forward_tokens,
             self.backward_tokens + other.backward_tokens,
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """All counts."""
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, int]) -> "Work":
+        """Restores `state_dict`."""
+        return cls(**state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,20 +5,21 @@ Shapes: n samples of the data, b of a batch, q probes (`num_probes`), d trainabl
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import StopRequested, VamoFtError
+from vamo_ft.core.errors import VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
-from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, SampleSource, StateDict
+from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, Work
 from vamo_ft.estimators.eps_search import EpsSearch
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.passes import PassState, SnapshotPasses
 from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points, probe_work
 from vamo_ft.estimators.table import DerivativeTable
 
@@ -45,7 +46,6 @@ class VamoSettings:
         source: table (keep per-sample derivatives) or recompute (keep the snapshot's parameters).
         orthogonalise: project on the span of the directions; False sums over unit directions.
         normaliser: data or batch, see `DerivativeTable`.
-        token_budget: tokens, padding included, of one forward-only batch.
         seed: the run's seed; directions are keyed by (seed, snapshot step, probe).
     """
 
@@ -59,7 +59,6 @@ class VamoSettings:
     source: Literal["table", "recompute"]
     orthogonalise: bool
     normaliser: Literal["data", "batch"]
-    token_budget: int
     seed: int
 
 
@@ -69,9 +68,7 @@ class _Snapshot:
 
     step: int
     table: DerivativeTable
-    cursor: int = 0  # forward-only batches done, over all probe points
-    work: Work = field(default_factory=Work)
-    complete: bool = False
+    scoring: PassState
     weights: Tensor | None = None  # (q, q) maps the batch noise b to the coefficients of the correction
     base: tuple[Tensor, ...] | None = None  # the parameters, for source: recompute
 
@@ -99,8 +96,7 @@ class Vamo:
         runtime: Runtime,
         *,
         settings: VamoSettings,
-        progress: Progress,
-        stop_requested: Callable[[], bool],
+        passes: SnapshotPasses,
     ) -> None:
         if settings.num_probes > directions.numel:
             raise ValueError(f"{settings.num_probes} probes exceed the {directions.numel} trainable parameters")
@@ -109,8 +105,7 @@ class Vamo:
         self._directions = directions
         self._runtime = runtime
         self._settings = settings
-        self._progress = progress
-        self._stop_requested = stop_requested
+        self._passes = passes
         self._probe = LossProbe(objective, parameters, directions, runtime)
         self._search = EpsSearch(objective, parameters, directions, runtime, self._probe, settings.difference)
         self._eps = settings.eps
@@ -126,12 +121,12 @@ class Vamo:
         snapshot = self._snapshot
         if snapshot is None or (snapshot.step < step and self._settings.snapshot_due(step)):
             snapshot = self._snapshot = self._begin(source, step)
-        if snapshot.complete:
+        if snapshot.scoring.complete:
             return Work()
         if self._eps is None:
-            snapshot.work += self._search_eps(source, snapshot)
+            snapshot.scoring.work += self._search_eps(source, snapshot)
         self._score(source, snapshot)
-        return snapshot.work
+        return snapshot.scoring.work
 
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """The mini-batch gradient, then the correction from the table (or from forward passes at the snapshot)."""
@@ -158,14 +153,10 @@ class Vamo:
         """The chosen eps and the snapshot, also one whose pass is unfinished."""
         state: StateDict = {"eps": self._eps, "correlation": self._correlation, "snapshot": None}
         if (snapshot := self._snapshot) is not None:
-            work = snapshot.work
             state["snapshot"] = {
                 "step": snapshot.step,
                 "table": snapshot.table.state_dict(),
-                "cursor": snapshot.cursor,
-                "work": [work.forward_samples, work.backward_samples, work.forward_tokens, work.backward_tokens],
-                "complete": snapshot.complete,
-                "token_budget": self._settings.token_budget,
+                "scoring": snapshot.scoring.state_dict(),
                 "base": None if snapshot.base is None else list(snapshot.base),
             }
         return state
@@ -174,20 +165,16 @@ class Vamo:
         """Restores `state_dict`; directions and their Gram matrix are made anew from the keys."""
         self._eps, self._correlation, self._snapshot = state["eps"], state["correlation"], None
         saved = state["snapshot"]
-        if saved is not None and not saved["complete"] and saved["token_budget"] != self._settings.token_budget:
-            saved = None  # the pass was cut into other groups: it begins anew, at the same point
-        if saved is not None:
+        if saved is not None and (scoring := self._passes.restored(saved["scoring"])) is not None:
             base = saved["base"]
             snapshot = _Snapshot(
                 step=saved["step"],
                 table=self._empty_table(0),
-                cursor=saved["cursor"],
-                work=Work(*saved["work"]),
-                complete=saved["complete"],
+                scoring=scoring,
                 base=None if base is None else tuple(tensor.to(self._runtime.device) for tensor in base),
             )
             snapshot.table.load_state_dict(saved["table"])
-            if snapshot.complete:
+            if scoring.complete:
                 snapshot.weights = self._noise_weights(snapshot)
             self._snapshot = snapshot
 
@@ -212,7 +199,8 @@ class Vamo:
 
     def _begin(self, source: SampleSource, step: int) -> _Snapshot:
         base = self._parameters.copy() if self._settings.source == "recompute" else None
-        return _Snapshot(step=step, table=self._empty_table(source.num_samples), base=base)
+        table = self._empty_table(source.num_samples)
+        return _Snapshot(step=step, table=table, scoring=self._passes.begin(), base=base)
 
     def _search_eps(self, source: SampleSource, snapshot: _Snapshot) -> Work:
         indices: dict[int, None] = {}
@@ -251,22 +239,14 @@ class Vamo:
         """The pass: every group of samples at every probe point, the point changing slowest."""
         points, keys = self._points(), self._keys(snapshot)
         scored, reference = self._samples(source, snapshot)
-        groups = source.groups(scored, token_budget=self._settings.token_budget)
-        sizes = [len(group) for _ in points for group in groups]
-        with self._progress.task("snapshot", sum(sizes), done=sum(sizes[: snapshot.cursor])) as task:
+        with self._passes.over(source, scored, stages=len(points), state=snapshot.scoring) as stages:
             for number, point in enumerate(points):
-                first = max(0, snapshot.cursor - number * len(groups))
-                if first >= len(groups):
+                if stages.is_done(number):
                     continue
                 with self._probe.at(point, keys):
-                    for group in groups[first:]:
-                        if self._stop_requested():
-                            raise StopRequested(f"stopped in the snapshot of step {snapshot.step}")
-                        batch = source.batch(group)
-                        snapshot.table.add(group, point, self._probe.losses(batch), batch.counts)
-                        snapshot.work += Work(forward_samples=len(batch), forward_tokens=batch.num_tokens)
-                        snapshot.cursor += 1
-                        task.advance(len(batch))
+                    for batch in stages.batches(number):
+                        snapshot.table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
+                        snapshot.scoring.work += Work(forward_samples=len(batch), forward_tokens=batch.num_tokens)
         snapshot.table.close(reference)
         if not snapshot.table.mean.any():
             raise VamoFtError(
@@ -274,7 +254,7 @@ class Vamo:
                 "not reach the model (method.eps too small for the precision, or frozen parameters)"
             )
         snapshot.weights = self._noise_weights(snapshot)
-        snapshot.complete = True
+        snapshot.scoring.complete = True
 
     def _noise_weights(self, snapshot: _Snapshot) -> Tensor:
         gram = self._directions.gram(self._keys(snapshot))

@@ -36,7 +36,7 @@ class RunState:
     @classmethod
     def from_state_dict(cls, state: StateDict) -> "RunState":
         """Restores `state_dict`."""
-        return cls(**{**state, "work": Work(**state["work"])})
+        return cls(**{**state, "work": Work.from_state_dict(state["work"])})
 
 
 @dataclass(frozen=True, slots=True)

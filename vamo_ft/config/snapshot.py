@@ -1,0 +1,27 @@
+"""The `method.snapshot` section: when and over which samples a reference point is taken."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vamo_ft.config.period import Period
+from vamo_ft.config.section import Section
+
+
+class SubsetConfig(Section):
+    """A snapshot over a part of the data."""
+
+    subset: int = Field(gt=0, description="samples whose mean stands for the mean over all; at least 8 * every * batch")
+
+
+class SnapshotConfig(Section):
+    """When the reference point of the correction is taken anew, and over which samples."""
+
+    every: Period = Field(Period(1, "epoch"), description="period in epochs or steps")
+    set: Literal["all"] | SubsetConfig = Field("all", description="all samples, or {subset: M}")
+
+    @model_validator(mode="after")
+    def _subset_needs_steps(self) -> "SnapshotConfig":
+        if self.set != "all" and self.every.unit != "step":
+            raise ValueError("every: a snapshot over a subset needs its period in steps, such as '16 steps'")
+        return self

@@ -1,0 +1,109 @@
+"""Passes over many samples that a stop may interrupt, and a resumed run goes on with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from vamo_ft.core.errors import StopRequested
+from vamo_ft.core.protocols import Progress, ProgressTask, SampleSource, StateDict
+from vamo_ft.core.types import Batch, Work
+
+__all__ = ["PassState", "SnapshotPasses", "Stages"]
+
+
+@dataclass(slots=True)
+class PassState:
+    """How far a pass has come, and what it has cost so far.
+
+    Attributes:
+        token_budget: the size of its batches: a pass cut into other ones cannot be continued.
+        cursor: batches done, over all stages.
+        work: evaluations spent.
+        complete: whether the pass is over.
+    """
+
+    token_budget: int
+    cursor: int = 0
+    work: Work = field(default_factory=Work)
+    complete: bool = False
+
+    def state_dict(self) -> StateDict:
+        """All of it."""
+        return {
+            "token_budget": self.token_budget,
+            "cursor": self.cursor,
+            "work": self.work.state_dict(),
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: StateDict) -> "PassState":
+        """Restores `state_dict`."""
+        return cls(**{**state, "work": Work.from_state_dict(state["work"])})
+
+
+class Stages:
+    """The batches of a pass that goes over the same groups of samples several times, such as once per probe point."""
+
+    def __init__(
+        self,
+        source: SampleSource,
+        groups: Sequence[Sequence[int]],
+        state: PassState,
+        task: ProgressTask,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self._source = source
+        self._groups = groups
+        self._state = state
+        self._task = task
+        self._stop_requested = stop_requested
+
+    def is_done(self, stage: int) -> bool:
+        """Whether nothing of this stage is left."""
+        return self._state.cursor >= (stage + 1) * len(self._groups)
+
+    def batches(self, stage: int) -> Iterator[Batch]:
+        """What is left of the stage; the cursor moves when the consumer asks for the next one.
+
+        Raises:
+            StopRequested: between two batches.
+        """
+        for group in self._groups[self._state.cursor - stage * len(self._groups) :]:
+            if self._stop_requested():
+                raise StopRequested("stopped in a snapshot")
+            yield self._source.batch(group)
+            self._state.cursor += 1
+            self._task.advance(len(group))
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPasses:
+    """Makes passes over the training data.
+
+    Attributes:
+        token_budget: tokens, padding included, of one batch.
+        progress: shows how far a pass is.
+        stop_requested: asked before every batch.
+    """
+
+    token_budget: int
+    progress: Progress
+    stop_requested: Callable[[], bool]
+
+    def begin(self) -> PassState:
+        """The state of a pass that has not begun."""
+        return PassState(self.token_budget)
+
+    def restored(self, state: StateDict) -> PassState | None:
+        """The state of a saved pass; None where it is unfinished and was cut into other batches: it begins anew."""
+        restored = PassState.from_state_dict(state)
+        return restored if restored.complete or restored.token_budget == self.token_budget else None
+
+    @contextmanager
+    def over(self, source: SampleSource, indices: Sequence[int], *, stages: int, state: PassState) -> Iterator[Stages]:
+        """A pass over the samples `indices`, sorted by length and packed into batches, `stages` times."""
+        groups = source.groups(indices, token_budget=self.token_budget)
+        sizes = [len(group) for _ in range(stages) for group in groups]
+        with self.progress.task("snapshot", sum(sizes), done=sum(sizes[: state.cursor])) as task:
+            yield Stages(source, groups, state, task, self.stop_requested)
