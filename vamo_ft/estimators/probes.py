@@ -128,7 +128,7 @@ class LossProbe:
                 forward = self._forward(batch)
                 for point in points:
                     with self.at(point, keys):
-                        yield point, place, self._perturber.checked(partial(evaluate, forward))
+                        yield point, place, self._perturber.checked(partial(evaluate, forward), plain=forward)
 
     def derivatives(
         self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]
