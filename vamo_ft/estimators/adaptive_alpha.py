@@ -28,8 +28,10 @@ class AdaptiveAlpha:
     derivatives at each snapshot.
 
     The slope falls as the snapshot ages, so there is one pair of averages for each `floor(log2(age + 1))`, kept across
-    snapshots. A bucket with fewer than 16 updates falls back to the averages over all ages, and with fewer than 16 in
-    all alpha is 0. Only earlier steps enter, so that the corrected gradient stays unbiased: `E[v] = E[grad f_I]`.
+    snapshots. A bucket with fewer than 16 updates, as that of the first steps is for many snapshots, takes the nearest
+    older one's slope, which errs on the safe side; where there is none, that over all ages; and with fewer than 16
+    updates in all alpha is 0. Only earlier steps enter, so that the corrected gradient stays unbiased:
+    `E[v] = E[grad f_I]`.
 
     Nothing here waits for the device, except `recent_correlation`.
     """
@@ -116,7 +118,8 @@ class AdaptiveAlpha:
         self._mean = None if mean is None else mean.to(device)
 
     def _row(self, age: int) -> int:
-        return _bucket(age) if self._updates[_bucket(age)] >= _FEWEST else _ALL_AGES
+        older = range(_bucket(age), _BUCKETS)
+        return next((bucket for bucket in older if self._updates[bucket] >= _FEWEST), _ALL_AGES)
 
 
 def _bucket(age: int) -> int:
