@@ -33,6 +33,7 @@ class PrefixReuse:
         self._module = module
         self._parameters = parameters
         self._proven: set[int] = set()  # depths
+        self._reused: dict[tuple[int, ...], int] = {}
         self._allowed = True
 
     def depth(self, support: Sequence[int]) -> int:
@@ -84,6 +85,11 @@ class PrefixReuse:
             return result if len(below) in self._proven else self._compared(result, losses, depth=len(below))
 
         yield evaluate
+        self._reused[tuple(support)] = len(below)
+
+    def reused(self, support: Sequence[int]) -> int:
+        """The number of layers that each evaluation but the first did without, in the last batch with this support."""
+        return self._reused.get(tuple(support), 0) if self._allowed else 0
 
     def _compared(self, reused: Tensor, losses: Callable[[], Tensor], *, depth: int) -> Tensor:
         plain = losses()
