@@ -33,6 +33,7 @@ class PrefixReuse:
         self._module = module
         self._parameters = parameters
         self._proven: set[tuple[int, ...]] = set()  # supports
+        self._reused: dict[tuple[int, ...], int] = {}
         self._allowed = True
 
     def depth(self, support: Sequence[int]) -> int:
@@ -87,6 +88,11 @@ class PrefixReuse:
             return result if proven else self._compared(reused, losses, tuple(support))
 
         yield evaluate
+        self._reused[tuple(support)] = len(below)
+
+    def reused(self, support: Sequence[int]) -> int:
+        """The number of layers that each evaluation but the first did without, in the last batch with this support."""
+        return self._reused.get(tuple(support), 0) if self._allowed else 0
 
     def _compared(self, reused: list[Tensor], losses: Callable[[], Tensor], support: tuple[int, ...]) -> Tensor:
         """The losses by a plain evaluation; it proves reuse when the module's outputs are the same to the last bit."""

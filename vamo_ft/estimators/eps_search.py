@@ -10,7 +10,7 @@ from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.types import Batch, Work
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points, probe_work
+from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
 
 __all__ = ["EPS_CANDIDATES", "RADIUS_CANDIDATES", "EpsChoice", "EpsSearch"]
 
@@ -58,12 +58,12 @@ class EpsSearch:
             keys: a few of the snapshot's directions.
         """
         exact = torch.stack([self._exact(sample, keys) for sample in samples])  # (n, q)
-        work = Work(len(together), len(together), together.num_tokens, together.num_tokens)
+        work = Work.forward(samples) + Work.backward(samples)
         best = (self.candidates[_FALLBACK], 0.0)
         for eps in self.candidates:
             points = probe_points(self.difference, num_probes=len(keys), eps=eps)
             estimated, _ = self.probe.derivatives([together], points, keys)
-            work += probe_work([together], points)
+            work += self.probe.work([together], points, keys)
             best = max(best, (eps, _correlation(estimated, exact)), key=lambda choice: choice[1])
         return EpsChoice(*best, work)
 

@@ -19,7 +19,7 @@ from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource,
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.eps_search import EpsSearch
 from vamo_ft.estimators.passes import PassState, SnapshotPasses
-from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points, probe_work
+from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points
 from vamo_ft.estimators.table import DerivativeTable
 
 __all__ = ["Snapshot", "SnapshotSettings", "Snapshots"]
@@ -129,7 +129,7 @@ class Snapshots:
                 with self._probe.at(point, keys):
                     for batch in stages.batches(number):
                         snapshot.table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
-                        snapshot.scoring.work += Work(forward_samples=len(batch), forward_tokens=batch.num_tokens)
+                        snapshot.scoring.work += Work.forward([batch])
         snapshot.table.close(reference)
         if not snapshot.table.mean.any():
             raise VamoFtError(
@@ -148,11 +148,12 @@ class Snapshots:
         if snapshot.base is None:
             indices = [index for batch in micro_batches for index in batch.indices]
             return snapshot.table.batch_noise(indices, normaliser=normaliser), Work()
-        points = self._points()
+        points, keys = self._points(), self.keys(snapshot)
         with placed_at(self._parameters, snapshot.base):
-            derivatives, _ = self._probe.derivatives(micro_batches, points, self.keys(snapshot))
+            derivatives, _ = self._probe.derivatives(micro_batches, points, keys)
         counts = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device)
-        return snapshot.table.noise(derivatives, counts, normaliser=normaliser), probe_work(micro_batches, points)
+        noise = snapshot.table.noise(derivatives, counts, normaliser=normaliser)
+        return noise, self._probe.work(micro_batches, points, keys)
 
     def forward_samples(self, source: SampleSource) -> int:
         """Forward passes of one sample that the next snapshot takes, at most."""
