@@ -4,7 +4,7 @@ import logging
 
 from torch import nn
 
-from vamo_ft.assemble.surroundings import Surroundings, due
+from vamo_ft.assemble.surroundings import PassSurroundings, due
 from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, VamoConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import BlockDirections, model_blocks
@@ -13,11 +13,10 @@ from vamo_ft.core.errors import UsageError
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
 from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, UpdateRule
+from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, SampleSource, UpdateRule
 from vamo_ft.core.rounding import share_finer_than_ulp
 from vamo_ft.core.runtime import free_memory_bytes
 from vamo_ft.core.sparse import SparseDirections
-from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.eps_search import EPS_CANDIDATES, RADIUS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import SnapshotPasses
@@ -68,8 +67,8 @@ def build_estimator(
     parameters: TrainableParameters,
     directions: Directions | None,
     runtime: Runtime,
-    source: TrainingSamples,
-    surroundings: Surroundings,
+    source: SampleSource,
+    surroundings: PassSurroundings,
 ) -> GradientEstimator:
     """What turns the micro-batches of a step into a gradient estimate."""
     method, seed = config.method, config.run.seed
@@ -104,8 +103,8 @@ def _vamo(
     parameters: TrainableParameters,
     directions: Directions,
     runtime: Runtime,
-    source: TrainingSamples,
-    surroundings: Surroundings,
+    source: SampleSource,
+    surroundings: PassSurroundings,
 ) -> Vamo:
     snapshot, seed = method.snapshot, config.run.seed
     informed = method.directions.structure == "gradient_subspace"

@@ -5,31 +5,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vamo_ft.config.period import Period
-from vamo_ft.core.protocols import Progress
-from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.core.protocols import Progress, SampleSource
 from vamo_ft.training.sinks import MetricsWriter
 
-__all__ = ["Surroundings", "due"]
+__all__ = ["PassSurroundings", "Surroundings", "due"]
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class PassSurroundings:
+    """What a pass over the data gets from the process it lives in.
+
+    Attributes:
+        progress: shows long passes.
+        stop_requested: whether a signal came.
+    """
+
+    progress: Progress
+    stop_requested: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings(PassSurroundings):
     """What a run gets from the process it lives in.
 
     Attributes:
         checkpoints: folder that checkpoints are written to.
         writer: of metrics.jsonl.
-        progress: shows long passes.
-        stop_requested: whether a signal came.
     """
 
     checkpoints: Path
     writer: MetricsWriter
-    progress: Progress
-    stop_requested: Callable[[], bool]
 
 
-def due(every: Period | None, source: TrainingSamples) -> Callable[[int], bool]:
+def due(every: Period | None, source: SampleSource) -> Callable[[int], bool]:
     """Whether something with period `every` is due before a step; without a period it never is."""
     if every is None:
         return lambda step: False

@@ -1,0 +1,1 @@
+"""From what runs have written to tables and pictures."""

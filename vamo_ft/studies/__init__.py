@@ -1,0 +1,1 @@
+"""Runs of runs: what many trainings, or measurements on a model, tell together."""
