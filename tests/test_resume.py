@@ -15,7 +15,7 @@ from tests.tiny import (
     write_jsonl,
 )
 from tests.workspace import ADAMW, LORA, VAMO, Workspace
-from vamo_ft.estimators.table import DerivativeTable
+from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.training.trainer import Trainer
 
@@ -52,6 +52,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "zo_adam": {"method": {"name": "zo_adam"}, "optimizer": {"learning_rate": 1e-3}},
     "zo_sign": {"method": {"name": "zo_sign"}, "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1}},
     "zo_momentum": {"method": {"name": "zo_momentum"}, "optimizer": {"learning_rate": 1e-5}},
+    "svrg_lora_dropout": {
+        "model": {"adapter": {**LORA, "dropout": 0.2}},
+        "method": {"name": "svrg", "snapshot": {"every": "4 steps"}},
+    },
+    "svrg_bfloat16_adamw": {"model": {"dtype": "bfloat16"}, "method": {"name": "svrg", "alpha_decay": "none"}, **ADAMW},
+    "zo_svrg": {"method": {"name": "zo_svrg", "difference": "forward"}, "optimizer": {"learning_rate": 1e-4}},
+    "mezo_svrg": {"method": {"name": "mezo_svrg"}, "optimizer": {"learning_rate": 1e-5}},
 }
 
 
@@ -73,18 +80,18 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: 
 def test_a_stopped_run_goes_on_bit_for_bit(
     name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped in a step, in an evaluation and, with VAMO, in the snapshots."""
+    """Stopped in a step, in an evaluation and, where there are any, in the snapshots."""
     config = METHODS[name]
     workspace.configure(config)
     assert workspace.train("--set", "run.name=whole") == 0
     stops = [(Trainer, "_step", 4), (VerbaliserClassification, "evaluate", 1), (Trainer, "_step", 1)]
-    if "vamo" in name:
-        stops += [(DerivativeTable, "add", 1), (DerivativeTable, "add", 2)]
+    if "vamo" in name or "svrg" in name:
+        stops += [(TrainingSamples, "batch", 1), (TrainingSamples, "batch", 2)]
     for owner, method, call in stops:
         with monkeypatch.context() as patch:
             interrupt_at(patch, owner, method, call)
             assert workspace.train("--set", "training.forward_batch_tokens=300") == 75
-        assert "stopped" in capsys.readouterr().err
+        assert ("stopped in a snapshot" if (method, call) == ("batch", 1) else "stopped") in capsys.readouterr().err
         assert json.loads((workspace.directory() / "status.json").read_text())["exit_code"] == 75
     assert workspace.train("--set", "training.forward_batch_tokens=300") == 0
     workspace.configure(config)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.estimators.relatives import build_svrg, build_zo_svrg
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_vamo, gradient, normal
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
@@ -17,7 +18,8 @@ from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
 
 SPSA = ("spsa_central", "spsa_forward", "spsa_block", "spsa_low_rank", "spsa_subspace", "spsa_sparse")
-ESTIMATORS = ("first_order", *SPSA, "vamo_table", "vamo_recompute", "vamo_auto_eps")
+ZEROTH_ORDER = (*SPSA, "zosvrg_full_steps", "zosvrg")
+ESTIMATORS = ("first_order", "svrg", *ZEROTH_ORDER, "vamo_table", "vamo_recompute", "vamo_auto_eps")
 WIDTH, SAMPLES = 40, 48
 
 
@@ -34,6 +36,12 @@ def build(name: str, objective: NetworkObjective) -> GradientEstimator:
             return build_vamo(objective, eps=None)
         case ["vamo", source]:
             return build_vamo(objective, source=source, eps=1e-3)
+        case ["svrg"]:
+            return build_svrg(objective)
+        case ["zosvrg"]:
+            return build_zo_svrg(objective, num_probes=3)
+        case ["zosvrg", "full_steps"]:
+            return build_zo_svrg(objective, snapshot_due=lambda step: True, full_step_scale=10.0)
     raise AssertionError(name)
 
 
@@ -160,7 +168,7 @@ def test_the_loss_is_the_weighted_mean(name):
     assert float(run(build(name, objective), source).loss) == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", SPSA)
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
 def test_a_zeroth_order_estimate_allocates_no_gradient(name):
     objective, source = problem()
     run(build(name, objective), source)
@@ -176,7 +184,14 @@ def count_samples(objective: NetworkObjective) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "forward", "backward"),
-    [("first_order", 16, 16), ("spsa_central", 6 * 16, 0), ("spsa_forward", 4 * 16, 0), ("vamo_table", 16, 16)],
+    [
+        ("first_order", 16, 16),
+        ("svrg", 32, 32),
+        ("spsa_central", 6 * 16, 0),
+        ("spsa_forward", 4 * 16, 0),
+        ("zosvrg_full_steps", 16, 0),
+        ("vamo_table", 16, 16),
+    ],
 )
 def test_work_counts_what_the_model_was_asked_for(name, forward, backward):
     objective, source = problem()

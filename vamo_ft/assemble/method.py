@@ -4,8 +4,8 @@ import logging
 
 from torch import nn
 
-from vamo_ft.assemble.surroundings import Surroundings, due
-from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, VamoConfig
+from vamo_ft.assemble.surroundings import Surroundings, due, run_length
+from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, SvrgConfig, VamoConfig, ZoSvrgConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import BlockDirections, model_blocks
 from vamo_ft.core.directions import HashedDirections
@@ -20,9 +20,12 @@ from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
+from vamo_ft.estimators.svrg import Svrg, SvrgSettings
 from vamo_ft.estimators.vamo import Vamo, VamoSettings
+from vamo_ft.estimators.zo_svrg import ZoSvrg, ZoSvrgSettings
 from vamo_ft.optim.carriers import Carriers
 from vamo_ft.optim.projected import ProjectedSgd
+from vamo_ft.optim.schedules import ScheduleName, learning_rate_at
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 
 __all__ = ["build_directions", "build_estimator", "build_update_rule"]
@@ -32,7 +35,7 @@ _log = logging.getLogger("vamo_ft")
 
 def build_directions(config: RunConfig, parameters: TrainableParameters, module: nn.Module) -> Directions | None:
     """The directions of a method that perturbs; None for back-propagation alone."""
-    if isinstance(config.method, FirstOrderConfig):
+    if isinstance(config.method, FirstOrderConfig | SvrgConfig):
         return None
     directions = config.method.directions
     law, rank, refresh_every = directions.distribution, directions.rank, directions.refresh_every
@@ -66,6 +69,7 @@ def build_estimator(
 ) -> GradientEstimator:
     """What turns the micro-batches of a step into a gradient estimate."""
     method, seed = config.method, config.run.seed
+    passes = SnapshotPasses(config.training.forward_batch_tokens, surroundings.progress, surroundings.stop_requested)
     match method:
         case FirstOrderConfig():
             return FirstOrder(objective, parameters, runtime, seed=seed)
@@ -108,9 +112,45 @@ def build_estimator(
                 directions,
                 runtime,
                 settings=settings,
-                passes=SnapshotPasses(
-                    config.training.forward_batch_tokens, surroundings.progress, surroundings.stop_requested
+                passes=passes,
+            )
+        case SvrgConfig():
+            num_steps = run_length(config, source)
+            course: ScheduleName = "linear" if method.alpha_decay == "linear" else "constant"
+            return Svrg(
+                FirstOrder(objective, parameters, runtime, seed=seed),
+                objective,
+                parameters,
+                runtime,
+                settings=SvrgSettings(
+                    alpha_at=lambda step: learning_rate_at(
+                        step, schedule=course, peak=method.alpha, warmup_steps=0, total_steps=num_steps
+                    ),
+                    snapshot_due=due(method.snapshot.every, source),
+                    subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
+                    normaliser=method.normaliser,
+                    seed=seed,
                 ),
+                passes=passes,
+            )
+        case ZoSvrgConfig():
+            assert directions is not None
+            _warn_of_small_eps(method.eps, parameters)
+            return ZoSvrg(
+                LossProbe(objective, parameters, directions, runtime, whole=config.objective.answer_tokens is not None),
+                parameters,
+                runtime,
+                settings=ZoSvrgSettings(
+                    num_probes=method.probes,
+                    eps=method.eps,
+                    difference=method.difference,
+                    snapshot_due=due(method.snapshot.every, source),
+                    subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
+                    full_step_scale=method.full_step_scale,
+                    seed=seed,
+                    piecewise_constant=config.objective.type == "metric",
+                ),
+                passes=passes,
             )
 
 
@@ -127,7 +167,7 @@ def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:
 def build_update_rule(config: RunConfig, parameters: TrainableParameters, directions: Directions | None) -> UpdateRule:
     """What moves the parameters along an estimate."""
     optimizer, max_grad_norm = config.optimizer, config.training.max_grad_norm
-    if isinstance(config.method, SpsaConfig) and optimizer.name == "sgd" and optimizer.momentum == 0:
+    if config.method.projected and optimizer.name == "sgd" and optimizer.momentum == 0:
         assert directions is not None
         return ProjectedSgd(
             parameters,

@@ -9,8 +9,13 @@ from vamo_ft.config.section import Section
 
 Structure = Literal["full", "block", "low_rank", "subspace", "sparse"]
 
-STRUCTURES: Mapping[str, tuple[Structure, ...]] = {"spsa": get_args(Structure), "vamo": ("full",)}
-"""Estimator -> the structures of directions that it takes."""
+STRUCTURES: Mapping[str, tuple[Structure, ...]] = {
+    "spsa": get_args(Structure),
+    "vamo": ("full",),
+    "zo_svrg": ("full",),
+}
+"""Estimator -> the structures of directions that it takes. What uses the directions of a snapshot in later steps takes
+`full`: block, low_rank and subspace reach something else in each step, and sparse at each point."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "block": {"order": "random_permutation"},
