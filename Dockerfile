@@ -5,7 +5,7 @@ FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
 # tini passes signals on, so that `docker stop` ends in a checkpoint; a C compiler is what torch.compile needs.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv tini \
+    && apt-get install --yes --no-install-recommends g++ libc6-dev python3-dev python3-venv tini \
     && rm -rf /var/lib/apt/lists/*
 
 # The package lies outside every mount point. Torch goes in first, in a layer that outlives changes of the source.

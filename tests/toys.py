@@ -13,9 +13,11 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
+from vamo_ft.estimators.eps_search import EPS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import SnapshotPasses
-from vamo_ft.estimators.vamo import Vamo, VamoSettings
+from vamo_ft.estimators.snapshot import Snapshots, SnapshotSettings
+from vamo_ft.estimators.vamo import Vamo
 from vamo_ft.objectives.synthetic import NonconvexLeastSquares
 
 
@@ -177,33 +179,34 @@ def least_squares(
 def build_vamo(objective: Objective, *, directions: Directions | None = None, **changes: Any) -> Vamo:
     parameters = TrainableParameters(objective.module)
     runtime = LocalRuntime()
+    directions = HashedDirections(parameters) if directions is None else directions
     settings: dict[str, Any] = {
         "num_probes": 2,
         "eps": 1e-4,
-        "alpha": 1.0,
+        "candidates": EPS_CANDIDATES,
         "difference": "central",
-        "snapshot_due": lambda step: False,
         "subset": None,
         "horizon": 0,
         "source": "table",
         "orthogonalise": True,
         "normaliser": "data",
         "seed": 7,
-        "token_budget": 16,
-        **changes,
     }
-    passes = SnapshotPasses(
-        settings.pop("token_budget"), SilentProgress(), settings.pop("stop_requested", lambda: False)
-    )
-    return Vamo(
-        FirstOrder(objective, parameters, runtime, seed=settings["seed"]),
+    own: dict[str, Any] = {"alpha": 1.0, "snapshot_due": lambda step: False, "refresh": None}
+    passes: dict[str, Any] = {"token_budget": 16, "progress": SilentProgress(), "stop_requested": lambda: False}
+    for group in (settings, own, passes):
+        group.update({name: changes.pop(name) for name in list(changes) if name in group})
+    assert not changes, f"unknown settings {changes}"
+    snapshots = Snapshots(
         objective,
         parameters,
-        HashedDirections(parameters) if directions is None else directions,
+        directions,
         runtime,
-        settings=VamoSettings(**settings),
-        passes=passes,
+        settings=SnapshotSettings(**settings),
+        passes=SnapshotPasses(**passes),
     )
+    first_order = FirstOrder(objective, parameters, runtime, seed=settings["seed"])
+    return Vamo(first_order, snapshots, parameters, directions, **own)
 
 
 def gradient(objective: Objective) -> Tensor:

@@ -8,7 +8,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 from torch._inductor.codecache import PyCodeCache
 
 from tests.toys import normal
-from vamo_ft.core import kernels
+from vamo_ft.core import directions, kernels
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.factored import LowRankDirections
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
@@ -162,8 +162,21 @@ def test_where_the_compiler_fails_plain_kernels_take_over(
         return fail
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    assert torch.equal(moved(torch.float32, compiled=True), moved(torch.float32, compiled=False))
+    expected = moved(torch.float32, compiled=False)
+    monkeypatch.setattr(kernels, "_CHUNK", 200_000)
+    largest = 0
+    displace = kernels.displace_
+
+    def noted(out: Tensor, *arguments: object, **keywords: object) -> None:
+        nonlocal largest
+        if len(out) > 1:
+            largest = max(largest, out.numel())
+        displace(out, *arguments, **keywords)
+
+    monkeypatch.setattr(directions, "displace_", noted)
+    assert torch.equal(moved(torch.float32, compiled=True), expected)
     assert caplog.text.count("perturbations stay uncompiled") == 1
+    assert 0 < largest <= 200_000, "plain kernels work on a part of the rows at a time"
 
 
 def test_the_number_of_threads_changes_nothing() -> None:

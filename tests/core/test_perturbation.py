@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import VOCABULARY, tiny_gpt2, tiny_llama
-from tests.toys import TinyNetwork
+from tests.toys import TinyNetwork, normal
 from vamo_ft.core import perturbation
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.hashing import Domain, HashKey
@@ -220,6 +220,30 @@ def test_what_runs_inside_a_layer_leaves_its_displaced_weights_alone(large_embed
         with torch.no_grad(), perturber.at(KEY, 1e-2):
             results.append(perturber.checked(lambda: model(x)))
     assert torch.equal(*results)
+
+
+class TwoHeads(nn.Module):
+    """Two products outside the layers, over as many vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(16, 16) for _ in range(2)])
+        self.dense, self.head = nn.Linear(16, 16), nn.Linear(16, 64)
+
+    def forward(self, features: Tensor) -> Tensor:
+        for layer in self.layers:
+            features = layer(features)
+        return self.head(self.dense(features))
+
+
+def test_every_head_is_proven_by_itself(large_embeddings: None) -> None:
+    model = TwoHeads()
+    parameters = TrainableParameters(model)
+    perturber = Perturber(model, parameters, HashedDirections(parameters))
+    with torch.no_grad(), perturber.at(KEY, 1e-2):
+        model(normal(3, 16, seed=1, dtype=torch.float32))
+    names = {parameters.names[index] for index, vectors in perturber._divisible if vectors == 3}
+    assert names == {"dense.weight", "head.weight"}
 
 
 def test_placed_at_writes_the_values_and_restores() -> None:

@@ -161,6 +161,28 @@ class Notes(nn.Module):
         return self
 
 
+class Logits(Stack):
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        return super().forward(input_ids, use_cache).logits
+
+
+def test_scores_that_hide_a_difference_prove_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model = Logits([0, 1, 2], skip=True)
+    parameters = TrainableParameters(model)
+    reached = matching(parameters, "layers.2.")
+    perturber = Perturber(model, parameters, OnSome(parameters, reached))
+    reuse = PrefixReuse(model, parameters)
+
+    def score() -> Tensor:
+        return (model(input_ids=tokens(), use_cache=False).sum(1) > -1e6).float()
+
+    with torch.no_grad(), caplog.at_level(logging.INFO, "vamo_ft"), reuse.batch(reached) as evaluate:
+        for sign in (1, -1):
+            with perturber.at(KEY, sign * 1e-2):
+                assert torch.equal(evaluate(score), torch.ones(3))
+    assert "differs when" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -73,6 +73,7 @@ def test_language_model_batches_equal_the_reference(count: int) -> None:
     assert as_lists(batch.targets) == targets
     assert counts_of(batch) == [len(row.completion_ids) for row in examples]
     assert batch.num_tokens == sum(len(row.prompt_ids) + len(row.completion_ids) - 1 for row in examples)
+    assert batch.num_supervised == sum(len(row.completion_ids) for row in examples)
     assert batch.indices == tuple(range(100, 100 + count))
 
 
@@ -128,7 +129,7 @@ def test_options_of_one_token_share_a_row() -> None:
     }
     assert counts_of(batch) == [1, 1]
     assert batch.indices == (4, 9)
-    assert batch.num_tokens == 4
+    assert (batch.num_tokens, batch.num_supervised) == (4, 2)
 
 
 def test_longer_options_have_rows_of_their_own() -> None:
@@ -142,6 +143,7 @@ def test_longer_options_have_rows_of_their_own() -> None:
     assert counts_of(batch) == [3, 1]
     assert batch.indices == (4, 9)
     assert batch.num_tokens == (4 + 3 + 5) + (2 + 1 + 3)
+    assert batch.num_supervised == 2 * (2 + 1 + 3)
 
 
 @pytest.mark.parametrize("token_type_ids", [False, True])
@@ -153,5 +155,5 @@ def test_classifier_batches_are_padded_on_the_right(token_type_ids: bool) -> Non
     assert as_lists(batch.inputs) == inputs | types
     assert as_lists(batch.targets) == {"label": [1, 0]}
     assert counts_of(batch) == [1, 1]
-    assert batch.num_tokens == 4
+    assert (batch.num_tokens, batch.num_supervised) == (4, 2)
     assert batch.indices == (1, 2)

@@ -167,7 +167,7 @@ def test_the_batch_term_equals_the_formula_with_unequal_token_counts():
     step = 2
     vamo.prepare(source, step)
     assert vamo._snapshot is not None
-    keys = vamo._keys(vamo._snapshot)
+    keys = vamo._snapshots.keys(vamo._snapshot)
     z = torch.stack([vamo._directions.values(key, 0, vamo._directions.numel) for key in keys]).double()
     counts = source.counts.double()
     derivatives = torch.stack([exact_gradient(objective, source.batch([i])) * counts[i] for i in range(24)]) @ z.T
@@ -224,12 +224,14 @@ def test_a_subset_snapshot_scores_its_reference_and_the_steps_ahead():
     vamo.prepare(source, 1)
     ahead = set(source.step_indices(1)) | set(source.step_indices(2))
     assert ahead <= seen
-    reference = vamo._samples(source, vamo._snapshot)[1]
+    reference = vamo._snapshots.samples(source, vamo._snapshot)[1]
     assert len(reference) == 5
     assert seen == ahead | set(reference)
     counts = source.counts[reference].double()
     rows = [exact_gradient(objective, batch([i])) * source.counts[i] for i in reference]
-    z = torch.stack([vamo._directions.values(k, 0, vamo._directions.numel) for k in vamo._keys(vamo._snapshot)])
+    z = torch.stack(
+        [vamo._directions.values(k, 0, vamo._directions.numel) for k in vamo._snapshots.keys(vamo._snapshot)]
+    )
     expected = (torch.stack(rows) @ z.double().T).sum(0) / counts.sum()
     assert torch.allclose(vamo._snapshot.table.mean, expected, atol=1e-7)
     with pytest.raises(AssertionError, match="not in the snapshot's table"):
@@ -249,13 +251,13 @@ def test_auto_eps_avoids_rounding_noise_and_curvature(caplog):
     vamo = build_vamo(objective, eps=None, num_probes=4)
     with caplog.at_level(logging.INFO, logger="vamo_ft"):
         vamo.prepare(source, 0)
-    assert vamo._eps in (1e-2, 3e-2)
-    assert vamo._correlation is not None and vamo._correlation > 0.7
+    assert vamo._snapshots.eps in (1e-2, 3e-2)
+    assert vamo._snapshots.eps_correlation is not None and vamo._snapshots.eps_correlation > 0.7
     assert "eps: auto chose" in caplog.text
     plain = build_vamo(NetworkObjective(TinyNetwork(10, dtype=torch.float64)), eps=None, num_probes=4)
     plain.prepare(ToySource(normal(24, 10, seed=1), batch_size=6), 0)
-    assert plain._correlation == pytest.approx(1, abs=1e-6)
-    assert plain._eps == 1e-4
+    assert plain._snapshots.eps_correlation == pytest.approx(1, abs=1e-6)
+    assert plain._snapshots.eps == 1e-4
 
 
 def test_more_probes_than_parameters_are_refused():
@@ -285,7 +287,7 @@ def test_one_sample_leaves_eps_at_its_usual_value():
     objective = NetworkObjective(TinyNetwork(10, dtype=torch.float64))
     vamo = build_vamo(objective, eps=None, num_probes=1)
     vamo.prepare(ToySource(normal(1, 10, seed=1), batch_size=1), 0)
-    assert vamo._eps == 1e-3
+    assert vamo._snapshots.eps == 1e-3
 
 
 def test_the_correction_is_proportional_to_alpha():

@@ -11,17 +11,21 @@ from vamo_ft.core.blocks import BlockDirections, model_blocks
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
+from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, UpdateRule
 from vamo_ft.core.rounding import share_finer_than_ulp
+from vamo_ft.core.runtime import free_memory_bytes
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.estimators.eps_search import EPS_CANDIDATES, RADIUS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe
+from vamo_ft.estimators.snapshot import Snapshots, SnapshotSettings
 from vamo_ft.estimators.spsa import Spsa
 from vamo_ft.estimators.svrg import Svrg, SvrgSettings
-from vamo_ft.estimators.vamo import Vamo, VamoSettings
+from vamo_ft.estimators.vamo import AdaptiveRefresh, Vamo
 from vamo_ft.estimators.zo_svrg import ZoSvrg, ZoSvrgSettings
 from vamo_ft.optim.carriers import Carriers
 from vamo_ft.optim.projected import ProjectedSgd
@@ -56,6 +60,9 @@ def build_directions(config: RunConfig, parameters: TrainableParameters, module:
         case "sparse":
             assert directions.quantile is not None
             return SparseDirections(parameters, quantile=directions.quantile, distribution=law)
+        case "gradient_subspace":
+            assert directions.warmup_steps is not None
+            return _gradient_subspace(parameters, size=config.method.probes, warmup=directions.warmup_steps)
 
 
 def build_estimator(
@@ -91,48 +98,9 @@ def build_estimator(
                 raise UsageError(f"method.probes: {method.probes} exceeds the {directions.numel} trainable parameters")
             if method.eps != "auto":
                 _warn_of_small_eps(method.eps, parameters)
-            snapshot = method.snapshot
-            settings = VamoSettings(
-                num_probes=method.probes,
-                eps=None if method.eps == "auto" else method.eps,
-                alpha=method.alpha,
-                difference=method.difference,
-                snapshot_due=due(snapshot.every, source),
-                subset=None if snapshot.set == "all" else snapshot.set.subset,
-                horizon=snapshot.every.count,
-                source=method.source,
-                orthogonalise=method.orthogonalise,
-                normaliser=method.normaliser,
-                seed=seed,
-            )
-            return Vamo(
-                FirstOrder(objective, parameters, runtime, seed=seed),
-                objective,
-                parameters,
-                directions,
-                runtime,
-                settings=settings,
-                passes=passes,
-            )
+            return _vamo(config, method, objective, parameters, directions, runtime, source, passes)
         case SvrgConfig():
-            num_steps = run_length(config, source)
-            course: ScheduleName = "linear" if method.alpha_decay == "linear" else "constant"
-            return Svrg(
-                FirstOrder(objective, parameters, runtime, seed=seed),
-                objective,
-                parameters,
-                runtime,
-                settings=SvrgSettings(
-                    alpha_at=lambda step: learning_rate_at(
-                        step, schedule=course, peak=method.alpha, warmup_steps=0, total_steps=num_steps
-                    ),
-                    snapshot_due=due(method.snapshot.every, source),
-                    subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
-                    normaliser=method.normaliser,
-                    seed=seed,
-                ),
-                passes=passes,
-            )
+            return _svrg(config, method, objective, parameters, runtime, source, passes)
         case ZoSvrgConfig():
             assert directions is not None
             _warn_of_small_eps(method.eps, parameters)
@@ -152,6 +120,89 @@ def build_estimator(
                 ),
                 passes=passes,
             )
+
+
+def _svrg(
+    config: RunConfig,
+    method: SvrgConfig,
+    objective: Objective,
+    parameters: TrainableParameters,
+    runtime: Runtime,
+    source: TrainingSamples,
+    passes: SnapshotPasses,
+) -> Svrg:
+    num_steps = run_length(config, source)
+    course: ScheduleName = "linear" if method.alpha_decay == "linear" else "constant"
+    return Svrg(
+        FirstOrder(objective, parameters, runtime, seed=config.run.seed),
+        objective,
+        parameters,
+        runtime,
+        settings=SvrgSettings(
+            alpha_at=lambda step: learning_rate_at(
+                step, schedule=course, peak=method.alpha, warmup_steps=0, total_steps=num_steps
+            ),
+            snapshot_due=due(method.snapshot.every, source),
+            subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
+            normaliser=method.normaliser,
+            seed=config.run.seed,
+        ),
+        passes=passes,
+    )
+
+
+def _vamo(
+    config: RunConfig,
+    method: VamoConfig,
+    objective: Objective,
+    parameters: TrainableParameters,
+    directions: Directions,
+    runtime: Runtime,
+    source: TrainingSamples,
+    passes: SnapshotPasses,
+) -> Vamo:
+    snapshot, seed = method.snapshot, config.run.seed
+    informed = method.directions.structure == "gradient_subspace"
+    size = method.radius if informed else method.eps
+    snapshots = Snapshots(
+        objective,
+        parameters,
+        directions,
+        runtime,
+        settings=SnapshotSettings(
+            num_probes=method.probes,
+            eps=size if isinstance(size, float) else None,
+            candidates=RADIUS_CANDIDATES if informed else EPS_CANDIDATES,
+            difference=method.difference,
+            subset=None if snapshot.set == "all" else snapshot.set.subset,
+            horizon=snapshot.every.count,
+            source=method.source,
+            orthogonalise=method.orthogonalise,
+            normaliser=method.normaliser,
+            seed=seed,
+        ),
+        passes=passes,
+    )
+    return Vamo(
+        FirstOrder(objective, parameters, runtime, seed=seed),
+        snapshots,
+        parameters,
+        directions,
+        alpha=None if method.alpha == "adaptive" else method.alpha,
+        snapshot_due=due(snapshot.every, source),
+        refresh=AdaptiveRefresh(snapshot.min_correlation, snapshot.budget) if snapshot.refresh == "adaptive" else None,
+    )
+
+
+def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int) -> GradientSubspace:
+    needed, free = GradientSubspace.state_bytes(parameters.numel, size), free_memory_bytes(parameters.device)
+    if needed > free:
+        raise UsageError(
+            f"method.directions.structure: gradient_subspace keeps {3 * size + 1} float32 vectors of "
+            f"{parameters.numel:,} elements, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; train an "
+            "adapter, or lower method.probes"
+        )
+    return GradientSubspace(parameters, size=size, warmup=warmup)
 
 
 def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:

@@ -13,14 +13,14 @@ from vamo_ft.objectives.classification import SequenceClassification, Verbaliser
 from vamo_ft.objectives.generation import AnsweringLM, AnswerScores
 from vamo_ft.objectives.metric import MetricObjective
 
-__all__ = ["build_objective"]
+__all__ = ["build_loss", "build_objective"]
 
 _ANSWER_SCORES = {"exact_match": exact_match, "f1": token_f1}
 
 
 def build_objective(config: RunConfig, loaded: LoadedModel) -> Objective:
     """The loss that the task and the data format call for, or a metric in its place."""
-    objective, trained = _build_loss(config, loaded), config.objective
+    objective, trained = build_loss(config, loaded), config.objective
     if not isinstance(trained, MetricObjectiveConfig):
         return objective
     name = trained.name
@@ -30,7 +30,8 @@ def build_objective(config: RunConfig, loaded: LoadedModel) -> Objective:
     return MetricObjective(objective, score=lambda batch: answer_scores(batch)[name])
 
 
-def _build_loss(config: RunConfig, loaded: LoadedModel) -> Objective:
+def build_loss(config: RunConfig, loaded: LoadedModel) -> Objective:
+    """The loss that the task and the data format call for."""
     if config.model.task == "sequence_classification":
         return SequenceClassification(loaded.model)
     language_model = CausalLM(loaded.model, accepts_logits_to_keep=loaded.accepts_logits_to_keep)

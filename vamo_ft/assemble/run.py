@@ -9,7 +9,7 @@ import torch
 
 from vamo_ft import __version__
 from vamo_ft.assemble.method import build_directions, build_estimator, build_update_rule
-from vamo_ft.assemble.objective import build_objective
+from vamo_ft.assemble.objective import build_loss, build_objective
 from vamo_ft.assemble.surroundings import Surroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.method import SvrgConfig
@@ -21,13 +21,14 @@ from vamo_ft.core.protocols import Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, write_model_card
-from vamo_ft.models.loading import LoadedModel, load_model
+from vamo_ft.models.loading import LoadedModel, checkpoint_activations, load_model
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_length, check_samples, check_settings
 from vamo_ft.training.evaluation import EvaluationResult, evaluate
 from vamo_ft.training.ledger import Ledger
+from vamo_ft.training.matrices import matrix_products
 from vamo_ft.training.runtime import build_runtime
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
@@ -35,6 +36,8 @@ from vamo_ft.training.trainer import Trainer
 __all__ = ["Run", "build_run", "evaluate_model"]
 
 _log = logging.getLogger("vamo_ft")
+
+_WATCHED = 8  # samples among which one is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,6 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
     runtime = _build_runtime(config)
     loaded = _load_model(config, runtime=runtime, weights=checkpoint.model_dir if checkpoint else None)
-    if config.training.activation_checkpointing:
-        loaded.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -101,6 +102,9 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
     if source.data.num_truncated:
         _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
     objective = build_objective(config, loaded)
+    ledger = _build_ledger(config, loaded, source, runtime)
+    if config.training.activation_checkpointing:
+        checkpoint_activations(loaded.model)
     parameters = TrainableParameters(loaded.model)
     directions = build_directions(config, parameters, loaded.model)
     estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
@@ -116,7 +120,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         surroundings.writer,
         due=due(config.logging.every, source),
         num_steps=num_steps,
-        ledger=Ledger.of(loaded.model),
+        ledger=ledger,
         samples_per_epoch=source.num_samples,
     )
     evaluator = (
@@ -222,6 +226,17 @@ def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | Evaluation
 
 def _build_runtime(config: RunConfig) -> Runtime:
     return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None)
+
+
+def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:
+    """Prices from one pass over one sample, before anything is recomputed or replaced in the model.
+
+    Supervised tokens are told from the others by their number; of a few samples the one where it differs most serves.
+    """
+    samples = [source.batch([index]) for index in range(min(_WATCHED, source.num_samples))]
+    sample = max(samples, key=lambda batch: batch.num_tokens - batch.num_supervised)
+    products = matrix_products(build_loss(config, loaded), sample, runtime=runtime)
+    return Ledger.of(products, activation_checkpointing=config.training.activation_checkpointing)
 
 
 def _build_evaluator(

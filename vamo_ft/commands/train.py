@@ -15,8 +15,8 @@ from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
-from vamo_ft.training.callbacks import peak_memory_bytes
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from vamo_ft.training.ledger import peak_memory_bytes
 from vamo_ft.training.progress import ConsoleProgress
 from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers

@@ -1,27 +1,28 @@
 """The `method.directions` section: the law of perturbation directions, and what they reach."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from vamo_ft.config.section import Section
 
-Structure = Literal["full", "block", "low_rank", "subspace", "sparse"]
+Structure = Literal["full", "block", "low_rank", "subspace", "sparse", "gradient_subspace"]
 
 STRUCTURES: Mapping[str, tuple[Structure, ...]] = {
-    "spsa": get_args(Structure),
-    "vamo": ("full",),
+    "spsa": ("full", "block", "low_rank", "subspace", "sparse"),
+    "vamo": ("full", "gradient_subspace"),
     "zo_svrg": ("full",),
 }
-"""Estimator -> the structures of directions that it takes. What uses the directions of a snapshot in later steps takes
-`full`: block, low_rank and subspace reach something else in each step, and sparse at each point."""
+"""Estimator -> the structures of directions that it takes. What uses a snapshot's directions in later steps takes none
+of block, low_rank and subspace, which reach something else in each step, nor sparse, which does at each point."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "block": {"order": "random_permutation"},
     "low_rank": {"rank": 2, "refresh_every": 50},
     "subspace": {"rank": 24, "refresh_every": 1000},
     "sparse": {"quantile": 0.25},
+    "gradient_subspace": {"warmup_steps": 32},
 }
 """Structure -> the keys that belong to it."""
 
@@ -38,7 +39,8 @@ class DirectionsConfig(Section):
         "full",
         description="which coordinates are perturbed, and how: full (every trainable one), block (one decoder layer, "
         "embedding, norm or head a step), low_rank (matrices U V^T), subspace (matrices U Z V^T with orthonormal U "
-        "and V), sparse (the smaller weights of each tensor)",
+        "and V), sparse (the smaller weights of each tensor), gradient_subspace (the leading directions of earlier "
+        "gradients, in memory of 3 * probes + 1 float32 copies of the trained parameters)",
     )
     order: Literal["random_permutation", "cyclic", "random", "flip_flop"] | None = Field(
         None,
@@ -53,6 +55,13 @@ class DirectionsConfig(Section):
         None, gt=0, lt=1, description="sparse: share of each tensor's elements, the smallest ones, that is perturbed"
     )
 
+    warmup_steps: int | None = Field(
+        None,
+        ge=2,
+        description="gradient_subspace: steps before the first snapshot, whose gradients the directions are read from "
+        "(32); above probes",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_structure(cls, values: Any) -> Any:
@@ -62,7 +71,7 @@ class DirectionsConfig(Section):
 
     @model_validator(mode="after")
     def _keys_belong_to_structure(self) -> "DirectionsConfig":
-        for key in ("order", "rank", "refresh_every", "quantile"):
+        for key in ("order", "rank", "refresh_every", "quantile", "warmup_steps"):
             owners = [structure for structure, defaults in _DEFAULTS.items() if key in defaults]
             if getattr(self, key) is not None and self.structure not in owners:
                 raise ValueError(f"{key}: {self.structure} has no such setting ({' and '.join(owners)} only)")

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from vamo_ft.config.directions import DirectionsConfig, Structure, check_structure
 from vamo_ft.config.section import Section
-from vamo_ft.config.snapshot import SnapshotConfig
+from vamo_ft.config.snapshot import RefreshedSnapshotConfig, SnapshotConfig
 
 Difference = Literal["central", "forward"]
 
@@ -89,14 +89,19 @@ class VamoConfig(MethodSection):
         description="perturbation per coordinate (the distance moved is eps*sqrt(d)), or auto: of five values the one "
         "whose derivatives agree best with back-propagation on one micro-batch",
     )
-    alpha: float = Field(
-        1.0,
-        ge=0,
-        description="coefficient of the projected correction; 1 is the theory's value and equals the paper's alpha q/d",
+    radius: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="gradient_subspace: distance moved along a direction, in place of eps; auto (its default) tries "
+        "five values",
+    )
+    alpha: Literal["adaptive"] | Annotated[float, Field(ge=0)] = Field(
+        "adaptive",
+        description="coefficient of the projected correction; adaptive: the variance-optimal one, learnt from earlier "
+        "steps. 1 is the theory's value, equals the paper's alpha q/d, and does harm where the snapshot is old",
     )
     difference: Difference = Field("central", description="central: error O(eps^2), 2q passes; forward: O(eps), q+1")
     directions: DirectionsConfig = DirectionsConfig()
-    snapshot: SnapshotConfig = SnapshotConfig()
+    snapshot: RefreshedSnapshotConfig = RefreshedSnapshotConfig()
     source: Literal["table", "recompute"] = Field(
         "table",
         description="table: keep the snapshot's per-sample derivatives, 4nq bytes; recompute: keep a copy of the "
@@ -112,6 +117,36 @@ class VamoConfig(MethodSection):
     @model_validator(mode="after")
     def _structure_fits(self) -> "VamoConfig":
         check_structure("vamo", self.directions)
+        return self
+
+    @model_validator(mode="after")
+    def _directions_have_a_size(self) -> "VamoConfig":
+        directions = self.directions
+        if directions.structure != "gradient_subspace":
+            if self.radius is not None:
+                raise ValueError(
+                    f"radius: directions.structure: {directions.structure} has no such setting; write eps, the "
+                    "perturbation per coordinate"
+                )
+            return self
+        if self.eps != "auto":
+            raise ValueError("eps: gradient_subspace has directions of norm 1; write radius, the distance moved")
+        assert directions.warmup_steps is not None
+        if directions.warmup_steps <= self.probes:
+            raise ValueError(
+                f"directions.warmup_steps: {directions.warmup_steps} gradients do not give {self.probes} directions; "
+                "it must be above probes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_are_in_the_table(self) -> "VamoConfig":
+        snapshot = self.snapshot
+        if snapshot.refresh == "adaptive" and snapshot.set != "all" and self.source == "table":
+            raise ValueError(
+                "snapshot.refresh: adaptive may keep a snapshot past the steps whose samples it scored; write "
+                "snapshot.set: all, or source: recompute"
+            )
         return self
 
 

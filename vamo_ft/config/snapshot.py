@@ -25,3 +25,26 @@ class SnapshotConfig(Section):
         if self.set != "all" and self.every.unit != "step":
             raise ValueError("every: a snapshot over a subset needs its period in steps, such as '16 steps'")
         return self
+
+
+class RefreshedSnapshotConfig(SnapshotConfig):
+    """A snapshot that may outlive its period."""
+
+    refresh: Literal["periodic", "adaptive"] = Field(
+        "periodic",
+        description="periodic: a new snapshot every period; adaptive: at the end of a period, where the correlation of "
+        "the old one with the gradients is below min_correlation and the budget allows",
+    )
+    min_correlation: float = Field(0.3, gt=0, lt=1, description="adaptive: correlation below which it is replaced")
+    budget: float = Field(
+        1.0, gt=0, description="adaptive: forward passes that snapshots may take for each one of training"
+    )
+
+    @model_validator(mode="after")
+    def _keys_belong_to_refresh(self) -> "RefreshedSnapshotConfig":
+        for key in ("min_correlation", "budget"):
+            if self.refresh == "periodic" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}: periodic refresh has no such setting; leave it out, or write refresh: adaptive"
+                )
+        return self

@@ -1,9 +1,8 @@
 """The arithmetic of perturbations on rows of elements, one pass over memory, plain or compiled.
 
 The same functions run eagerly and through `torch.compile`. They use additions, multiplications, comparisons and
-integer operations only, in a fixed order, so that both give the same bits on the CPU. On CUDA the compiler may contract
-a multiplication and an addition, which a rademacher direction does not notice (its products are exact), a gaussian one
-or weight decay by an ulp.
+integer operations only, in a fixed order, so that both give the same bits. On CUDA the compiler is told not to contract
+multiplications and additions, for the same reason.
 
 Shapes: R rows, W elements in a row (at most 65,536), m directions. Row r covers W consecutive offsets; `start` (R, 1)
 is the position of the first in its block of 65,536, and `words` (R, 8) are the hash words of that block and the next.
@@ -14,10 +13,11 @@ import importlib
 import importlib.util
 import logging
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ Arguments = ParamSpec("Arguments")
 _log = logging.getLogger("vamo_ft")
 
 _INLINED = 12  # operations; torch's default of 30 takes minutes to compile a hash of many small steps
+_CHUNK = 1 << 20  # elements that the plain kernel, which forms intermediate results, is given at one time
 _VARIANTS = 64  # far more than the precisions, distributions and numbers of directions of one process
 
 
@@ -100,7 +101,7 @@ def accumulate_(total: Tensor, start: Tensor, words: Sequence[Tensor], coefficie
 def compiler_available(device_type: str) -> bool:
     """Whether `torch.compile` can make kernels here: a C++ compiler for the CPU, Triton elsewhere."""
     if device_type == "cpu":
-        return shutil.which(os.environ.get("CXX", "g++")) is not None
+        return shutil.which(shlex.split(os.environ.get("CXX") or "g++")[-1]) is not None
     return importlib.util.find_spec("triton") is not None
 
 
@@ -108,7 +109,8 @@ def compiler_available(device_type: str) -> bool:
 def compiled(kernel: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """The kernel through `torch.compile`, for any number and width of rows above one.
 
-    Where the compiler turns out to fail, the plain kernel takes its place, with a log line.
+    Where the compiler turns out to fail, the plain kernel takes its place, a part of the rows at a time, with a log
+    line.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, while its compiler is imported
@@ -117,7 +119,10 @@ def compiled(kernel: Callable[Arguments, None]) -> Callable[Arguments, None]:
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)  # for the process: older torch has no other place
-    made = torch.compile(kernel, dynamic=True, fullgraph=True, options={"realize_opcount_threshold": _INLINED})
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"realize_opcount_threshold": _INLINED}
+    if torch.cuda.is_available():
+        options["emulate_precision_casts"] = True  # also keeps Triton from contracting multiplications and additions
+    made = torch.compile(kernel, dynamic=True, fullgraph=True, options=options)
     failed = False
 
     @functools.wraps(kernel)
@@ -130,9 +135,21 @@ def compiled(kernel: Callable[Arguments, None]) -> Callable[Arguments, None]:
             except (BackendCompilerFailed, FailOnRecompileLimitHit) as error:
                 _log.warning("perturbations stay uncompiled: %s", " ".join(str(error).split())[:200])
                 failed = True
-        kernel(*arguments, **keywords)
+        target = arguments[0]
+        assert isinstance(target, Tensor)
+        rows, width = target.shape
+        for first in range(0, rows, step := max(1, _CHUNK // width)):
+            part = slice(first, first + step)
+            kernel(*(_rows(each, part) for each in arguments), **{k: _rows(v, part) for k, v in keywords.items()})
 
     return call
+
+
+def _rows(argument: Any, part: slice) -> Any:
+    """The rows of a tensor, or of each tensor in a list; what has none is as it is."""
+    if isinstance(argument, list):
+        return [each[part] for each in argument]
+    return argument[part] if isinstance(argument, Tensor) else argument
 
 
 def _positions(start: Tensor, like: Tensor) -> Tensor:

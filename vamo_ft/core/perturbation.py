@@ -69,7 +69,7 @@ class Perturber:
         self._verified: set[_Layout] = set()
         self._layouts: dict[tuple[int, ...], _Layout] = {}
         self._copies, self._layer = _Buffer(), _Buffer()
-        self._divisible: dict[int, bool] = {}  # vectors -> whether the head's product may be cut, see `_project`
+        self._divisible: dict[tuple[int, int], bool] = {}  # of a head and a number of vectors, see `_project`
         self._point: _Point | None = None
 
     @contextmanager
@@ -93,11 +93,12 @@ class Perturber:
             point.leave()
             self._point = None
 
-    def checked(self, evaluate: Callable[[], Tensor]) -> Tensor:
+    def checked(self, evaluate: Callable[[], Tensor], *, plain: Callable[[], Tensor] | None = None) -> Tensor:
         """`evaluate()` at the present point; the first time that something is streamed, with the proof that it may be.
 
         Args:
             evaluate: losses by forward passes of the module.
+            plain: the same with nothing carried over from an earlier evaluation, for the proof; None: `evaluate` is so.
         """
         point = self._point
         if point is None or not point.layout.streams or point.layout in self._verified:
@@ -108,7 +109,7 @@ class Perturber:
         point.poison(outside=True)
         hidden = None
         try:
-            hidden = evaluate()
+            hidden = (plain or evaluate)()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model does with weights that it should not have read
@@ -237,7 +238,7 @@ class _Point:
         layout: _Layout,
         copies: _Buffer,
         layer: _Buffer,
-        divisible: dict[int, bool],
+        divisible: dict[tuple[int, int], bool],
     ) -> None:
         self.key = key
         self.layout = layout
@@ -347,12 +348,12 @@ class _Point:
     def _project(self, weight: Tensor, hidden: Tensor, *, index: int, bias: Tensor | None) -> Tensor:
         """The head's product, some of its rows at a time where that changes no bit."""
         step = 1 << max(0, (_HEAD_ELEMENTS // weight.shape[1]).bit_length() - 1)
-        vectors = hidden.numel() // weight.shape[1]
-        if vectors not in self._divisible:
+        product = index, hidden.numel() // weight.shape[1]
+        if product not in self._divisible:
             whole = torch.split(linear(hidden, weight, bias), step, dim=-1)
             parts = zip(whole, _parts(weight, bias, step), strict=True)
-            self._divisible[vectors] = all(torch.equal(logits, linear(hidden, w, b)) for logits, (w, b) in parts)
-        step = step if self._divisible[vectors] else len(weight)
+            self._divisible[product] = all(torch.equal(logits, linear(hidden, w, b)) for logits, (w, b) in parts)
+        step = step if self._divisible[product] else len(weight)
         rows, buffer = torch.split(torch.arange(len(weight), device=weight.device), step), self._free_buffer()
         return torch.cat(
             [

@@ -1,8 +1,8 @@
 """Evaluates several points that differ only in later layers without running the earlier ones again."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,14 +25,15 @@ class PrefixReuse:
 
     The first evaluation of a batch keeps that output; in the later ones the layers below k return it at once. One block
     of a stack then costs 1.5 forward passes in place of 2 on average (MeZO-BCD, arXiv 2501.19099, perturbs one block a
-    step). The first reuse at every depth is compared with a plain evaluation; where they differ in a bit, or the layers
-    are not one stack whose members run one after the other, nothing is reused from then on, with a log line.
+    step). The first reuse for every support is compared with a plain evaluation; where they differ in a bit, or the
+    layers are not one stack whose members run one after the other, nothing is reused from then on, with a log line.
     """
 
     def __init__(self, module: nn.Module, parameters: TrainableParameters) -> None:
         self._module = module
         self._parameters = parameters
-        self._proven: set[int] = set()  # depths
+        self._proven: set[tuple[int, ...]] = set()  # supports
+        self._reused: dict[tuple[int, ...], int] = {}
         self._allowed = True
 
     def depth(self, support: Sequence[int]) -> int:
@@ -71,27 +72,39 @@ class PrefixReuse:
                 elif not kept.outside_runs_last:
                     below = ()
                 return result
+            proven = tuple(support) in self._proven
+            reused: list[Tensor] = []
             try:
-                with kept.replayed():
+                with kept.replayed(), nullcontext() if proven else _outputs_of(self._module, reused):
                     result = losses()
+                    reused.append(result)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a layer finds missing that an earlier one should have left
-                if len(below) in self._proven:
+                if proven:
                     raise
                 self._forbid(f"a layer fails without them ({type(error).__name__})")
                 return losses()
-            return result if len(below) in self._proven else self._compared(result, losses, depth=len(below))
+            return result if proven else self._compared(reused, losses, tuple(support))
 
         yield evaluate
+        self._reused[tuple(support)] = len(below)
 
-    def _compared(self, reused: Tensor, losses: Callable[[], Tensor], *, depth: int) -> Tensor:
-        plain = losses()
-        if plain.isfinite().all():  # otherwise it proves nothing; a later evaluation will
-            self._proven.add(depth)
-            if not torch.equal(plain, reused):
+    def reused(self, support: Sequence[int]) -> int:
+        """The number of layers that each evaluation but the first did without, in the last batch with this support."""
+        return self._reused.get(tuple(support), 0) if self._allowed else 0
+
+    def _compared(self, reused: list[Tensor], losses: Callable[[], Tensor], support: tuple[int, ...]) -> Tensor:
+        """The losses by a plain evaluation; it proves reuse when the module's outputs are the same to the last bit."""
+        plain: list[Tensor] = []
+        with _outputs_of(self._module, plain):
+            result = losses()
+            plain.append(result)
+        if result.isfinite().all():  # otherwise it proves nothing; a later evaluation will
+            self._proven.add(support)
+            if len(plain) != len(reused) or not all(torch.equal(a, b) for a, b in zip(plain, reused, strict=True)):
                 self._forbid("the result differs when their output is carried over")
-        return plain
+        return result
 
     def _forbid(self, reason: str) -> None:
         _log.info("the layers below a perturbed block are evaluated at every probe point: %s", reason)
@@ -147,6 +160,24 @@ class _Kept:
 
     def _keep(self, layer: nn.Module, arguments: Any, output: Any) -> None:
         self._output = output
+
+
+@contextmanager
+def _outputs_of(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
+    """Within the block the tensors that the module returns are added to `outputs`: scores may hide that they differ."""
+    handle = module.register_forward_hook(lambda module, arguments, output: outputs.extend(_tensors(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | tuple | list):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
 
 
 def _returning(value: Result, like: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

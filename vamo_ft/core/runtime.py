@@ -1,5 +1,6 @@
 """One process on one device, and dropout that needs no generator state."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from vamo_ft.core.hashing import HashKey
 
-__all__ = ["LocalRuntime", "seeded_generator"]
+__all__ = ["LocalRuntime", "free_memory_bytes", "seeded_generator"]
 
 
 class LocalRuntime:
@@ -43,3 +44,12 @@ def seeded_generator(key: HashKey, device: torch.device) -> Iterator[None]:
         first, second = key.words
         torch.manual_seed(first << 32 | second)
         yield
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that is free on the CUDA device, or on the host (where the system does not tell, all of it)."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")

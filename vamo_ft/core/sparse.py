@@ -42,6 +42,7 @@ class SparseDirections(HashedDirections):
         super().__init__(parameters, distribution=distribution, compile_kernels=compile_kernels)
         named = zip(parameters.names, parameters.tensors, strict=True)
         self._thresholds = torch.stack([_threshold(name, tensor, quantile) for name, tensor in named])  # (tensors,)
+        self._chosen: dict[tuple[int, ...], Tensor] = {}  # thresholds of a launch: picking them would synchronise
 
     @torch.no_grad()
     def values(self, key: HashKey, start: int, stop: int) -> Tensor:
@@ -59,9 +60,13 @@ class SparseDirections(HashedDirections):
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`."""
         self._thresholds = state["thresholds"].to(self._parameters.device)
+        self._chosen.clear()
 
     def _thresholds_of(self, indices: Sequence[int]) -> Tensor:
-        return self._thresholds[list(indices)].unsqueeze(1)
+        chosen = tuple(indices)
+        if chosen not in self._chosen:
+            self._chosen[chosen] = torch.stack([self._thresholds[index] for index in chosen]).unsqueeze(1)
+        return self._chosen[chosen]
 
     def _reached(self, indices: Sequence[int]) -> int:
         chunks = self._chunks(indices)

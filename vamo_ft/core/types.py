@@ -3,7 +3,7 @@
 Shapes: B samples in a batch, K kept positions, q probes (`num_probes`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ class Batch:
         targets: what the objective compares the output with; the keys are the objective's own.
         counts: (B,) float32, weight of each sample in the mean loss: its supervised tokens, or 1.
         num_tokens: input tokens without padding.
+        num_supervised: those of them at which the loss needs the head's output.
     """
 
     indices: tuple[int, ...]
@@ -29,6 +30,7 @@ class Batch:
     targets: Mapping[str, Tensor]
     counts: Tensor
     num_tokens: int
+    num_supervised: int = 0
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -41,6 +43,7 @@ class Batch:
             targets={name: tensor.to(device, non_blocking=True) for name, tensor in self.targets.items()},
             counts=self.counts.to(device, non_blocking=True),
             num_tokens=self.num_tokens,
+            num_supervised=self.num_supervised,
         )
 
 
@@ -73,20 +76,47 @@ class EvaluationTerms:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What was computed, in samples and in tokens (padding not counted)."""
+    """What was computed, in samples and in tokens (padding not counted).
+
+    `Work.forward(batches) + Work.backward(batches)` is one pass of back-propagation over the batches.
+
+    Attributes:
+        forward_samples: samples of all forward passes.
+        backward_samples: samples of all backward passes.
+        forward_tokens: input tokens of all forward passes.
+        backward_tokens: input tokens of all backward passes.
+        forward_supervised: supervised tokens of all forward passes.
+        backward_supervised: supervised tokens of all backward passes.
+        reused_layer_tokens: layers times tokens, within `forward_tokens`, whose output was kept from an earlier pass.
+    """
 
     forward_samples: int = 0
     backward_samples: int = 0
     forward_tokens: int = 0
     backward_tokens: int = 0
+    forward_supervised: int = 0
+    backward_supervised: int = 0
+    reused_layer_tokens: int = 0
+
+    @classmethod
+    def forward(cls, batches: Iterable[Batch], *, times: int = 1) -> "Work":
+        """`times` forward passes over each of the batches."""
+        samples, tokens, supervised = _sizes(batches)
+        return cls(
+            forward_samples=times * samples, forward_tokens=times * tokens, forward_supervised=times * supervised
+        )
+
+    @classmethod
+    def backward(cls, batches: Iterable[Batch], *, times: int = 1) -> "Work":
+        """`times` backward passes over each of the batches, without the forward passes that they follow."""
+        samples, tokens, supervised = _sizes(batches)
+        return cls(
+            backward_samples=times * samples, backward_tokens=times * tokens, backward_supervised=times * supervised
+        )
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.forward_samples + other.forward_samples,
-            self.backward_samples + other.backward_samples,
-            self.forward_tokens + other.forward_tokens,
-            self.backward_tokens + other.backward_tokens,
-        )
+        mine, others = self.state_dict(), other.state_dict()
+        return Work(**{name: count + others[name] for name, count in mine.items()})
 
     def state_dict(self) -> dict[str, int]:
         """All counts."""
@@ -96,6 +126,12 @@ class Work:
     def from_state_dict(cls, state: Mapping[str, int]) -> "Work":
         """Restores `state_dict`."""
         return cls(**state)
+
+
+def _sizes(batches: Iterable[Batch]) -> tuple[int, int, int]:
+    """Samples, tokens and supervised tokens of all batches."""
+    sizes = [(len(batch), batch.num_tokens, batch.num_supervised) for batch in batches]
+    return sum(size[0] for size in sizes), sum(size[1] for size in sizes), sum(size[2] for size in sizes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,4 +130,5 @@ def _batch(
         targets=targets,
         counts=torch.tensor(counts, dtype=torch.float32),
         num_tokens=int(inputs["attention_mask"].sum()),
+        num_supervised=int((targets["tokens"] != IGNORED).sum()) if "tokens" in targets else len(examples),
     )

@@ -10,15 +10,18 @@ from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.types import Batch, Work
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points, probe_work
+from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
 
-__all__ = ["CANDIDATES", "EpsChoice", "EpsSearch"]
+__all__ = ["EPS_CANDIDATES", "RADIUS_CANDIDATES", "EpsChoice", "EpsSearch"]
 
-CANDIDATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-"""Per coordinate. Rounding drowns the small ones, in bfloat16 above all, and curvature bends the large ones."""
+EPS_CANDIDATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""Per coordinate, for directions of norm sqrt(d). Rounding drowns the small ones, in bfloat16 above all, and curvature
+bends the large ones."""
 
+RADIUS_CANDIDATES = (0.007, 0.02, 0.07, 0.2, 0.5)
+"""For directions of norm 1."""
 
-_FALLBACK = 1e-3  # where nothing correlates, as with one sample
+_FALLBACK = 1  # the candidate to take where nothing correlates, as with one sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class EpsSearch:
     runtime: Runtime
     probe: LossProbe
     difference: Difference
+    candidates: tuple[float, ...]
 
     def run(self, samples: Sequence[Batch], together: Batch, keys: Sequence[HashKey]) -> EpsChoice:
         """Tries every candidate.
@@ -54,12 +58,12 @@ class EpsSearch:
             keys: a few of the snapshot's directions.
         """
         exact = torch.stack([self._exact(sample, keys) for sample in samples])  # (n, q)
-        work = Work(len(together), len(together), together.num_tokens, together.num_tokens)
-        best = (_FALLBACK, 0.0)
-        for eps in CANDIDATES:
+        work = Work.forward(samples) + Work.backward(samples)
+        best = (self.candidates[_FALLBACK], 0.0)
+        for eps in self.candidates:
             points = probe_points(self.difference, num_probes=len(keys), eps=eps)
             estimated, _ = self.probe.derivatives([together], points, keys)
-            work += probe_work([together], points)
+            work += self.probe.work([together], points, keys)
             best = max(best, (eps, _correlation(estimated, exact)), key=lambda choice: choice[1])
         return EpsChoice(*best, work)
 

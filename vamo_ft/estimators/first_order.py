@@ -44,9 +44,7 @@ class FirstOrder:
                     total = self._objective.terms(batch).total
                 self._runtime.backward((total / weight.to(total.dtype)).sum())
             loss += total.detach().double().sum() / weight
-        samples = sum(len(batch) for batch in micro_batches)
-        tokens = sum(batch.num_tokens for batch in micro_batches)
-        return Estimate(loss=loss, work=Work(samples, samples, tokens, tokens))
+        return Estimate(loss=loss, work=Work.forward(micro_batches) + Work.backward(micro_batches))
 
     def state_dict(self) -> StateDict:
         """Nothing is kept between steps."""

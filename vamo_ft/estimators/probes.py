@@ -128,7 +128,7 @@ class LossProbe:
                 forward = self._forward(batch)
                 for point in points:
                     with self.at(point, keys):
-                        yield point, place, self._perturber.checked(partial(evaluate, forward))
+                        yield point, place, self._perturber.checked(partial(evaluate, forward), plain=forward)
 
     def derivatives(
         self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]
@@ -147,9 +147,13 @@ class LossProbe:
                 total += losses.sum() / len(points)
         return result, total
 
+    def work(self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]) -> Work:
+        """What `evaluate` has cost with the same arguments."""
+        plain = probe_work(micro_batches, points)
+        repeated = sum(batch.num_tokens for batch in micro_batches) * (len(points) - 1)
+        return plain + Work(reused_layer_tokens=repeated * self._prefix.reused(self._directions.support(keys)))
+
 
 def probe_work(micro_batches: Sequence[Batch], points: Sequence[ProbePoint]) -> Work:
-    """What evaluating the micro-batches at every point costs."""
-    samples = sum(len(batch) for batch in micro_batches)
-    tokens = sum(batch.num_tokens for batch in micro_batches)
-    return Work(forward_samples=samples * len(points), forward_tokens=tokens * len(points))
+    """What evaluating the micro-batches at every point costs where nothing is reused."""
+    return Work.forward(micro_batches, times=len(points))

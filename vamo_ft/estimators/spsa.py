@@ -8,7 +8,7 @@ from vamo_ft.core.errors import VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points, probe_work
+from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
 
 __all__ = ["Spsa"]
 
@@ -72,7 +72,7 @@ class Spsa:
         coefficients = derivatives.sum(0) / weight  # (q,)
         return Estimate(
             loss=total / weight,
-            work=probe_work(micro_batches, self._points),
+            work=self._probe.work(micro_batches, self._points, keys),
             projected=ProjectedGradient(coefficients / self._num_probes, keys),
             metrics={"projected_gradient": coefficients.abs().mean()},
         )

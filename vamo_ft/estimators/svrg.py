@@ -172,7 +172,7 @@ class Svrg:
                         total += tensor.grad
                 snapshot.weight = snapshot.weight + batch.counts.to(self._runtime.device).double().sum()
                 snapshot.num_samples += len(batch)
-                snapshot.scoring.work += Work(len(batch), len(batch), batch.num_tokens, batch.num_tokens)
+                snapshot.scoring.work += Work.forward([batch]) + Work.backward([batch])
         self._parameters.clear_gradients()
         snapshot.base = self._parameters.copy()
         snapshot.scoring.complete = True

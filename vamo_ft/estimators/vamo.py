@@ -1,76 +1,54 @@
 """VAMO: mini-batch gradients with a zeroth-order variance correction from a snapshot.
 
-Shapes: n samples of the data, b of a batch, q probes (`num_probes`), d trainable parameters.
+Shapes: b samples of a batch, q probes (`num_probes`), d trainable parameters.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.perturbation import placed_at
-from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.protocols import Directions, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, Work
-from vamo_ft.estimators.eps_search import EpsSearch
+from vamo_ft.estimators.adaptive_alpha import AdaptiveAlpha
 from vamo_ft.estimators.first_order import FirstOrder
-from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
-from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points, probe_work
-from vamo_ft.estimators.table import DerivativeTable
+from vamo_ft.estimators.snapshot import Snapshot, Snapshots
 
-__all__ = ["Vamo", "VamoSettings"]
+__all__ = ["AdaptiveRefresh", "BatchNoise", "Vamo"]
 
 _log = logging.getLogger("vamo_ft")
 
-_SEARCH_SAMPLES, _SEARCH_DIRECTIONS = 8, 2
-_GRAM_CUTOFF = 1e-6
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveRefresh:
+    """A new snapshot only where the old one no longer tells much, and within a budget.
+
+    Attributes:
+        min_correlation: of the snapshot's noise with the steps' gradients, below which it is replaced.
+        budget: forward passes that snapshots may take for each one of training.
+    """
+
+    min_correlation: float
+    budget: float
 
 
 @dataclass(frozen=True, slots=True)
-class VamoSettings:
-    """The knobs of the method.
+class BatchNoise:
+    """What the snapshot says of a batch's noise.
 
     Attributes:
-        num_probes: q.
-        eps: perturbation per coordinate; None searches for it at the first snapshot.
-        alpha: coefficient of the projected correction.
-        difference: central or forward.
-        snapshot_due: whether a new snapshot is due before a step (never asked for step 0).
-        subset: M, samples whose mean stands for the mean over all; None takes all.
-        horizon: with `subset`, steps that the snapshot serves, whose samples are scored too.
-        source: table (keep per-sample derivatives) or recompute (keep the snapshot's parameters).
-        orthogonalise: project on the span of the directions; False sums over unit directions.
-        normaliser: data or batch, see `DerivativeTable`.
-        seed: the run's seed; directions are keyed by (seed, snapshot step, probe).
+        noise: (q,) float64 b, along the directions.
+        weights: (q,) float64 `w = G^-1 b`, coefficients of the directions in the noise's projection on their span.
+        work: what it cost.
     """
 
-    num_probes: int
-    eps: float | None
-    alpha: float
-    difference: Difference
-    snapshot_due: Callable[[int], bool]
-    subset: int | None
-    horizon: int
-    source: Literal["table", "recompute"]
-    orthogonalise: bool
-    normaliser: Literal["data", "batch"]
-    seed: int
-
-
-@dataclass(slots=True)
-class _Snapshot:
-    """One reference point, complete or still in its pass."""
-
-    step: int
-    table: DerivativeTable
-    scoring: PassState
-    weights: Tensor | None = None  # (q, q) maps the batch noise b to the coefficients of the correction
-    base: tuple[Tensor, ...] | None = None  # the parameters, for source: recompute
+    noise: Tensor
+    weights: Tensor
+    work: Work
 
 
 class Vamo:
@@ -78,196 +56,155 @@ class Vamo:
 
     `b` is what the snapshot xs says of batch I's noise along the q shared directions z_j (see `DerivativeTable`): the
     batch's zeroth-order derivatives less the full data's. The correction is the orthogonal projection of that noise on
-    span(z), so it is free of the scale of z, and its mean over batches is zero: `E[v] = E[grad f_I]` for any alpha.
-    For q << d it is the paper's formula with coefficient `alpha q / d`. `orthogonalise=False` gives
-    `w_j = b_j / G_jj`, the sum over unit directions.
+    span(z), so it is free of the scale of z, and its mean over batches is zero: `E[v] = E[grad f_I]` for any alpha that
+    does not depend on the batch. For q << d it is the paper's formula with coefficient `alpha q / d`. Without
+    orthogonalisation `w_j = b_j / G_jj`, the sum over unit directions.
 
     The paper's radius mu along unit directions is `eps sqrt(d)` here.
 
-    Source: Chen and Ma 2025, "VAMO", arXiv 2505.13954; the projection and the table are this project's.
+    Source: Chen and Ma 2025, "VAMO", arXiv 2505.13954; the projection, the table, the adaptive coefficient and informed
+    directions are this project's.
+
+    Args:
+        first_order: gives `grad f_I(x)`.
+        snapshots: takes snapshots.
+        alpha: the coefficient; None lets it adapt (`AdaptiveAlpha`).
+        snapshot_due: whether a snapshot may be due before a step (asked after the first one only).
+        refresh: conditions under which a due snapshot is taken; None takes every one.
     """
 
     def __init__(
         self,
         first_order: FirstOrder,
-        objective: Objective,
+        snapshots: Snapshots,
         parameters: TrainableParameters,
         directions: Directions,
-        runtime: Runtime,
         *,
-        settings: VamoSettings,
-        passes: SnapshotPasses,
+        alpha: float | None,
+        snapshot_due: Callable[[int], bool],
+        refresh: AdaptiveRefresh | None = None,
     ) -> None:
-        if settings.num_probes > directions.numel:
-            raise ValueError(f"{settings.num_probes} probes exceed the {directions.numel} trainable parameters")
         self._first_order = first_order
+        self._snapshots = snapshots
         self._parameters = parameters
         self._directions = directions
-        self._runtime = runtime
-        self._settings = settings
-        self._passes = passes
-        self._probe = LossProbe(objective, parameters, directions, runtime)
-        self._search = EpsSearch(objective, parameters, directions, runtime, self._probe, settings.difference)
-        self._eps = settings.eps
-        self._correlation: float | None = None
-        self._snapshot: _Snapshot | None = None
+        self._alpha = alpha
+        self._snapshot_due = snapshot_due
+        self._refresh = refresh
+        self._adaptive = None if alpha is not None and refresh is None else AdaptiveAlpha(device=parameters.device)
+        self._informed = directions if isinstance(directions, GradientSubspace) else None
+        self._snapshot: Snapshot | None = None
+        self._spent = 0  # forward passes of one sample, in snapshots
 
     def prepare(self, source: SampleSource, step: int) -> Work:
         """Takes a snapshot when one is due, or goes on with one that was interrupted.
 
+        Informed directions have to see some gradients before the first snapshot; until then nothing is corrected.
+
         Raises:
             StopRequested: between two batches of the pass; the state holds what was scored so far.
         """
+        if self._is_due(source, step):
+            if self._informed is not None:
+                self._informed.freeze()
+            self._snapshot = self._snapshots.begin(source, step)
         snapshot = self._snapshot
-        if snapshot is None or (snapshot.step < step and self._settings.snapshot_due(step)):
-            snapshot = self._snapshot = self._begin(source, step)
-        if snapshot.scoring.complete:
+        if snapshot is None or snapshot.scoring.complete:
             return Work()
-        if self._eps is None:
-            snapshot.scoring.work += self._search_eps(source, snapshot)
-        self._score(source, snapshot)
+        self._snapshots.complete(source, snapshot)
+        self._spent += snapshot.scoring.work.forward_samples
+        if self._adaptive is not None:
+            self._adaptive.refresh(snapshot.table.mean)
         return snapshot.scoring.work
 
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """The mini-batch gradient, then the correction from the table (or from forward passes at the snapshot)."""
-        snapshot = self._snapshot
-        assert snapshot is not None and snapshot.weights is not None, "prepare comes first"
-        settings, keys = self._settings, self._keys(snapshot)
         first_order = self._first_order.estimate(micro_batches, step)
-        noise, work = self._batch_noise(snapshot, micro_batches)
-        coefficients = settings.alpha * (snapshot.weights @ noise)  # (q,)
-        if settings.alpha != 0:
-            self._directions.axpy_(self._parameters.gradients(), -coefficients, keys)
-        metrics: dict[str, Tensor | float] = {
-            "alpha": settings.alpha,
-            "paper_alpha": settings.alpha * settings.num_probes / self._directions.numel,
+        gradients = self._parameters.gradients()
+        if self._informed is not None:
+            self._informed.observe(gradients)
+        snapshot = self._snapshot
+        if snapshot is None:
+            return first_order
+        batch_noise = self.batch_noise(micro_batches)
+        age, keys = step - snapshot.step, self._snapshots.keys(snapshot)
+        metrics: dict[str, Tensor | float] = {}
+        alpha: Tensor | float = 0.0 if self._alpha is None else self._alpha
+        if self._adaptive is not None:
+            if self._alpha is None:
+                alpha = self._adaptive.alpha(age)
+            assert snapshot.inverse_gram is not None
+            self._adaptive.observe(
+                self._directions.dots(gradients, keys),
+                batch_noise.noise,
+                snapshot.inverse_gram,
+                alpha=alpha,
+                squared_norm=_squared_norm(gradients),
+                age=age,
+            )
+            metrics["correlation"] = self._adaptive.correlation(age)
+            metrics["removed_share"] = self._adaptive.removed_share()
+        coefficients = alpha * batch_noise.weights  # (q,)
+        if self._alpha != 0:
+            self._directions.axpy_(gradients, -coefficients, keys)
+        assert self._snapshots.eps is not None
+        metrics |= {
+            "alpha": alpha,
+            "paper_alpha": alpha * (len(keys) / self._directions.numel),
             "correction_coefficient": coefficients.abs().mean(),
-            "snapshot_age": float(step - snapshot.step),
-            "eps": self._chosen_eps,
+            "snapshot_age": float(age),
+            "eps": self._snapshots.eps,
         }
-        if self._correlation is not None:
-            metrics["eps_correlation"] = self._correlation
-        return Estimate(loss=first_order.loss, work=first_order.work + work, metrics=metrics)
+        if self._snapshots.eps_correlation is not None:
+            metrics["eps_correlation"] = self._snapshots.eps_correlation
+        return Estimate(loss=first_order.loss, work=first_order.work + batch_noise.work, metrics=metrics)
+
+    def batch_noise(self, micro_batches: Sequence[Batch]) -> BatchNoise:
+        """What the present snapshot says of the noise of these samples together."""
+        snapshot = self._snapshot
+        assert snapshot is not None and snapshot.inverse_gram is not None, "prepare comes first"
+        noise, work = self._snapshots.noise(snapshot, micro_batches)
+        return BatchNoise(noise, snapshot.inverse_gram @ noise, work)
 
     def state_dict(self) -> StateDict:
-        """The chosen eps and the snapshot, also one whose pass is unfinished."""
-        state: StateDict = {"eps": self._eps, "correlation": self._correlation, "snapshot": None}
-        if (snapshot := self._snapshot) is not None:
-            state["snapshot"] = {
-                "step": snapshot.step,
-                "table": snapshot.table.state_dict(),
-                "scoring": snapshot.scoring.state_dict(),
-                "base": None if snapshot.base is None else list(snapshot.base),
-            }
-        return state
+        """The snapshot, what was learnt of the coefficient, informed directions, and forward passes spent."""
+        return {
+            **self._snapshots.state_dict(self._snapshot),
+            "spent": self._spent,
+            "adaptive": None if self._adaptive is None else self._adaptive.state_dict(),
+            "informed": None if self._informed is None else self._informed.state_dict(),
+        }
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restores `state_dict`; directions and their Gram matrix are made anew from the keys."""
-        self._eps, self._correlation, self._snapshot = state["eps"], state["correlation"], None
-        saved = state["snapshot"]
-        if saved is not None and (scoring := self._passes.restored(saved["scoring"])) is not None:
-            base = saved["base"]
-            snapshot = _Snapshot(
-                step=saved["step"],
-                table=self._empty_table(0),
-                scoring=scoring,
-                base=None if base is None else tuple(tensor.to(self._runtime.device) for tensor in base),
-            )
-            snapshot.table.load_state_dict(saved["table"])
-            if scoring.complete:
-                snapshot.weights = self._noise_weights(snapshot)
-            self._snapshot = snapshot
+        """Restores `state_dict`."""
+        if self._informed is not None:
+            self._informed.load_state_dict(state["informed"])  # first: the Gram matrix is theirs
+        self._snapshot = self._snapshots.restored(state)
+        self._spent = state["spent"]
+        if self._adaptive is not None:
+            self._adaptive.load_state_dict(state["adaptive"])
 
-    @property
-    def _chosen_eps(self) -> float:
-        assert self._eps is not None
-        return self._eps
+    def _is_due(self, source: SampleSource, step: int) -> bool:
+        snapshot = self._snapshot
+        if snapshot is None:
+            return self._informed is None or self._informed.ready
+        if snapshot.step == step or not snapshot.scoring.complete or not self._snapshot_due(step):
+            return False
+        refresh = self._refresh
+        if refresh is None:
+            return True
+        assert self._adaptive is not None
+        correlation = self._adaptive.recent_correlation()
+        if correlation is None or correlation >= refresh.min_correlation:
+            return False
+        allowed = refresh.budget * step * source.batch_size
+        if self._spent + self._snapshots.forward_samples(source) > allowed:
+            return False
+        _log.info("a new snapshot before step %d: the correlation fell to %.2f", step + 1, correlation)
+        return True
 
-    def _keys(self, snapshot: _Snapshot) -> tuple[HashKey, ...]:
-        seed, count = self._settings.seed, self._settings.num_probes
-        return tuple(HashKey(seed, Domain.DIRECTION, snapshot.step, probe) for probe in range(count))
 
-    def _points(self) -> tuple[ProbePoint, ...]:
-        settings = self._settings
-        return probe_points(settings.difference, num_probes=settings.num_probes, eps=self._chosen_eps)
-
-    def _empty_table(self, num_samples: int) -> DerivativeTable:
-        dtype = torch.promote_types(self._parameters.tensors[0].dtype, torch.float32)
-        return DerivativeTable(
-            num_samples, num_probes=self._settings.num_probes, dtype=dtype, device=self._runtime.device
-        )
-
-    def _begin(self, source: SampleSource, step: int) -> _Snapshot:
-        base = self._parameters.copy() if self._settings.source == "recompute" else None
-        table = self._empty_table(source.num_samples)
-        return _Snapshot(step=step, table=table, scoring=self._passes.begin(), base=base)
-
-    def _search_eps(self, source: SampleSource, snapshot: _Snapshot) -> Work:
-        indices: dict[int, None] = {}
-        for step in range(snapshot.step, snapshot.step + _SEARCH_SAMPLES):
-            indices |= dict.fromkeys(source.step_indices(step))
-        chosen = list(indices)[:_SEARCH_SAMPLES]
-        keys = self._keys(snapshot)[:_SEARCH_DIRECTIONS]
-        choice = self._search.run([source.batch([index]) for index in chosen], source.batch(chosen), keys)
-        self._eps, self._correlation = choice.eps, choice.correlation
-        _log.info("eps: auto chose %g; correlation with back-propagation %.3f", choice.eps, choice.correlation)
-        if choice.correlation < 0.5:
-            _log.warning(
-                "the finite differences tell little of the samples (correlation %.2f at the best eps, %g): the "
-                "correction will not help; float32 weights, difference: central or no autocast may",
-                choice.correlation,
-                choice.eps,
-            )
-        return choice.work
-
-    def _samples(self, source: SampleSource, snapshot: _Snapshot) -> tuple[list[int], list[int]]:
-        """The samples to score, and those among them whose mean stands for the full data."""
-        settings = self._settings
-        reference = reference_samples(
-            source.num_samples, subset=settings.subset, seed=settings.seed, step=snapshot.step
-        )
-        if len(reference) == source.num_samples or snapshot.base is not None:  # recompute: only the mean is needed
-            return reference, reference
-        scored = set(reference)
-        for step in range(snapshot.step, snapshot.step + settings.horizon):
-            scored.update(source.step_indices(step))
-        return sorted(scored), reference
-
-    def _score(self, source: SampleSource, snapshot: _Snapshot) -> None:
-        """The pass: every group of samples at every probe point, the point changing slowest."""
-        points, keys = self._points(), self._keys(snapshot)
-        scored, reference = self._samples(source, snapshot)
-        with self._passes.over(source, scored, stages=len(points), state=snapshot.scoring) as stages:
-            for number, point in enumerate(points):
-                if stages.is_done(number):
-                    continue
-                with self._probe.at(point, keys):
-                    for batch in stages.batches(number):
-                        snapshot.table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
-                        snapshot.scoring.work += Work(forward_samples=len(batch), forward_tokens=batch.num_tokens)
-        snapshot.table.close(reference)
-        if not snapshot.table.mean.any():
-            raise VamoFtError(
-                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
-                "not reach the model (method.eps too small for the precision, or frozen parameters)"
-            )
-        snapshot.weights = self._noise_weights(snapshot)
-        snapshot.scoring.complete = True
-
-    def _noise_weights(self, snapshot: _Snapshot) -> Tensor:
-        gram = self._directions.gram(self._keys(snapshot))
-        if self._settings.orthogonalise:
-            inverse: Tensor = torch.linalg.pinv(gram, rtol=_GRAM_CUTOFF, hermitian=True)
-            return inverse
-        return torch.diag(1 / gram.diagonal())
-
-    def _batch_noise(self, snapshot: _Snapshot, micro_batches: Sequence[Batch]) -> tuple[Tensor, Work]:
-        normaliser = self._settings.normaliser
-        if snapshot.base is None:
-            indices = [index for batch in micro_batches for index in batch.indices]
-            return snapshot.table.batch_noise(indices, normaliser=normaliser), Work()
-        points = self._points()
-        with placed_at(self._parameters, snapshot.base):
-            derivatives, _ = self._probe.derivatives(micro_batches, points, self._keys(snapshot))
-        counts = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device)
-        return snapshot.table.noise(derivatives, counts, normaliser=normaliser), probe_work(micro_batches, points)
+def _squared_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """() squared Euclidean norm of all gradients together."""
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    return torch.stack(norms).square().sum()

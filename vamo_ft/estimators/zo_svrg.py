@@ -16,7 +16,7 @@ from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points, probe_work
+from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
 
 __all__ = ["ZoSvrg", "ZoSvrgSettings"]
 
@@ -137,17 +137,15 @@ class ZoSvrg:
             here = torch.stack([self._probe.losses(batch).sum() for batch in micro_batches])
             return Estimate(
                 loss=here.sum() / weight,
-                work=Work(
-                    forward_samples=sum(len(batch) for batch in micro_batches),
-                    forward_tokens=sum(batch.num_tokens for batch in micro_batches),
-                ),
+                work=Work.forward(micro_batches),
                 projected=ProjectedGradient(settings.full_step_scale * full / settings.num_probes, full_keys),
                 metrics=metrics,
             )
-        keys, work = self._keys(step, first=0), probe_work(micro_batches, self._points)
+        keys = self._keys(step, first=0)
         derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)  # (b, q)
         with placed_at(self._parameters, snapshot.base):
             at_snapshot, _ = self._probe.derivatives(micro_batches, self._points, keys)  # (b, q)
+        work = self._probe.work(micro_batches, self._points, keys)
         moved = (derivatives - at_snapshot).sum(0) / weight  # (q,)
         return Estimate(
             loss=total / weight,
@@ -201,7 +199,7 @@ class ZoSvrg:
                 derivatives, _ = self._probe.derivatives([batch], self._points, keys)  # (m, q)
                 snapshot.sums = snapshot.sums + derivatives.sum(0)
                 snapshot.weight = snapshot.weight + batch.counts.to(self._runtime.device).double().sum()
-                snapshot.scoring.work += probe_work([batch], self._points)
+                snapshot.scoring.work += self._probe.work([batch], self._points, keys)
         if not settings.piecewise_constant and not snapshot.sums.any():
             raise VamoFtError(
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "

@@ -29,7 +29,7 @@ from vamo_ft.core.errors import DataError
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "checkpoint_activations", "load_model"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TASKS = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
@@ -99,6 +99,16 @@ def load_model(
         accepts_position_ids="position_ids" in parameters,
         accepts_logits_to_keep="logits_to_keep" in parameters,
     )
+
+
+def checkpoint_activations(model: PreTrainedModel | PeftModel) -> None:
+    """Lets every layer keep its input alone in training, and compute the rest again in the backward pass.
+
+    transformers also lets the embedding's output require a gradient, which reentrant checkpoints need; here it would
+    make the backward pass go through frozen layers for nothing, and is turned off.
+    """
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()
 
 
 def _locate(config: ModelConfig, *, offline: bool) -> dict[str, Any]:

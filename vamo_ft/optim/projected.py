@@ -17,7 +17,7 @@ class ProjectedSgd:
     """`x <- (1 - lr wd) x - lr sum_j c_j z_j`, the directions made anew from their keys in one pass over memory.
 
     Allocates no gradient. bfloat16 weights are rounded stochastically, so that updates far below one ulp do not vanish
-    in the mean. Biases and norms do not decay, nor does what the step's directions do not reach.
+    in the mean. Biases and norms do not decay, nor do tensors that the step's directions do not reach.
 
     Args:
         max_grad_norm: clips `sqrt(c^T G c)`, the norm of the estimate; for one probe that is |c| sqrt(d), so a small

@@ -1,13 +1,10 @@
 """What happens around a step: metrics, evaluation, checkpoints."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vamo_ft.core.protocols import StateDict
@@ -16,7 +13,7 @@ from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.sinks import MetricsWriter
 from vamo_ft.training.state import RunState, StepRecord
 
-__all__ = ["Callback", "Checkpointer", "Evaluator", "MetricsLogger", "peak_memory_bytes"]
+__all__ = ["Callback", "Checkpointer", "Evaluator", "MetricsLogger"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -68,12 +65,8 @@ class MetricsLogger(Callback):
             **_as_numbers(record.measured),
             "tokens": state.tokens,
             "samples": state.samples,
-            "forward_evals": state.work.forward_samples,
-            "backward_evals": state.work.backward_samples,
-            "flops": self._ledger.flops(state.work),
-            "seconds": state.seconds,
+            **self._ledger.figures(state.work, seconds=state.seconds),
             "tokens_per_second": (state.tokens - self._tokens) / seconds if seconds > 0 else None,
-            "peak_memory_bytes": peak_memory_bytes(),
             **{f"method.{name}": value for name, value in _as_numbers(record.metrics).items()},
         }
         self._writer.write(line)
@@ -187,14 +180,6 @@ class Checkpointer(Callback):
 def _progress_of(state: RunState | None) -> tuple[int, float] | None:
     """Changes with every step and with every part of a snapshot."""
     return None if state is None else (state.step, state.seconds)
-
-
-def peak_memory_bytes() -> int:
-    """Largest memory so far: allocated on the CUDA device, or the process's resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _as_numbers(values: Mapping[str, Tensor | float | None]) -> dict[str, float | None]:

@@ -1,0 +1,118 @@
+"""A sketch of the gradients seen so far, from which their leading directions are read.
+
+Shapes: k directions, 2k rows, d trainable parameters. A row is kept as one tensor for each parameter, of its shape.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import StateDict
+
+__all__ = ["FrequentDirections", "combined", "inner_products"]
+
+_CHUNK = 1 << 20  # elements of a row that are widened at one time
+_MEAN_DECAY = 0.9
+
+
+class FrequentDirections:
+    """2k rows B with `B^T B` close to the covariance `sum_t c_t c_t^T` of centred gradients `c_t = g_t - EMA(g)`.
+
+    A row is filled by each gradient. When all are full, B is rotated onto its singular vectors and shrunk,
+    `s_i <- sqrt(max(s_i^2 - s_k^2, 0))`, which empties at least half of it. For every unit vector x,
+    `0 <= x^T (A^T A - B^T B) x <= |A - A_k|_F^2 / (k - r)` for any r < k, A being all centred gradients.
+
+    Source: Liberty 2013, "Simple and deterministic matrix sketching" (arXiv 1206.0594); the variant with 2k rows is of
+    Ghashami, Liberty, Phillips and Woodruff 2016 (arXiv 1501.01711), section 2.2.
+
+    Args:
+        size: k.
+    """
+
+    def __init__(self, parameters: TrainableParameters, *, size: int) -> None:
+        self._size = size
+        self._rows = [torch.zeros(2 * size, *p.shape, device=p.device) for p in parameters.tensors]
+        self._mean = [torch.zeros(p.shape, device=p.device) for p in parameters.tensors]
+        self._filled = 0
+        self._seen = 0
+
+    @property
+    def seen(self) -> int:
+        """Gradients that came in so far."""
+        return self._seen
+
+    @torch.no_grad()
+    def insert(self, gradients: Sequence[Tensor]) -> None:
+        """Takes in a gradient, one tensor for each parameter."""
+        if self._seen > 0:  # the first one is its own mean
+            if self._filled == 2 * self._size:
+                self._shrink()
+            for row, gradient, mean in zip(self._rows, gradients, self._mean, strict=True):
+                row[self._filled] = gradient.float() - mean
+            self._filled += 1
+        for mean, gradient in zip(self._mean, gradients, strict=True):
+            mean.lerp_(gradient.float(), 1.0 if self._seen == 0 else 1 - _MEAN_DECAY)
+        self._seen += 1
+
+    @torch.no_grad()
+    def leading(self, count: int) -> list[Tensor]:
+        """The `count` leading directions, orthonormal, largest first.
+
+        Returns:
+            one (count, ...) float32 tensor for each parameter; a direction that the sketch does not hold is zero.
+        """
+        squares, vectors = self._spectrum()
+        basis = combined(_inverse_roots(squares)[:count, None] * vectors[:, :count].T, self._rows)
+        correction = torch.linalg.cholesky(inner_products(basis, basis) + _missing(squares[:count]))
+        return combined(torch.linalg.inv(correction), basis)  # rotated rows are orthogonal to rounding: mended once
+
+    def state_dict(self) -> StateDict:
+        """Rows and mean."""
+        return {"rows": list(self._rows), "mean": list(self._mean), "filled": self._filled, "seen": self._seen}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict`."""
+        self._rows = [new.to(old.device) for new, old in zip(state["rows"], self._rows, strict=True)]
+        self._mean = [new.to(old.device) for new, old in zip(state["mean"], self._mean, strict=True)]
+        self._filled, self._seen = state["filled"], state["seen"]
+
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        """Squared singular values (2k,), falling, and left singular vectors in columns (2k, 2k), float64."""
+        squares, vectors = torch.linalg.eigh(inner_products(self._rows, self._rows))
+        return squares.flip(0).clamp(min=0.0), vectors.flip(1)
+
+    def _shrink(self) -> None:
+        squares, vectors = self._spectrum()
+        kept = (squares - squares[self._size - 1]).clamp(min=0.0).sqrt()
+        rotation = (kept * _inverse_roots(squares))[:, None] * vectors.T
+        for index, row in enumerate(self._rows):
+            (self._rows[index],) = combined(rotation, [row])
+        self._filled = self._size - 1
+
+
+def inner_products(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """(m, n) float64 inner products of m and n vectors, each given as one (m, ...) or (n, ...) tensor a parameter."""
+    total = torch.zeros(len(first[0]), len(second[0]), dtype=torch.float64, device=first[0].device)
+    for a, b in zip(first, second, strict=True):
+        a, b = a.flatten(1), b.flatten(1)
+        for start in range(0, a.shape[1], _CHUNK):
+            total += a[:, start : start + _CHUNK].double() @ b[:, start : start + _CHUNK].double().T
+    return total
+
+
+def combined(weights: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
+    """The vectors `sum_j weights_ij v_j`, (m, n) weights of n vectors, in the vectors' precision."""
+    return [(weights.to(each.dtype) @ each.flatten(1)).view(len(weights), *each.shape[1:]) for each in vectors]
+
+
+def _inverse_roots(squares: Tensor) -> Tensor:
+    """1 / sqrt(s), and 0 where s is rounding error beside the largest."""
+    held = squares > squares[0] * 1e-12
+    return torch.where(held, squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt(), 0.0)
+
+
+def _missing(squares: Tensor) -> Tensor:
+    """Ones on the diagonal for the directions that are zero."""
+    return torch.diag((_inverse_roots(squares) == 0).to(squares.dtype))

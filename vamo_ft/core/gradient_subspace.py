@@ -1,0 +1,146 @@
+"""Directions that the gradients of earlier steps point to.
+
+Shapes: k directions, d trainable parameters.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.frequent_directions import FrequentDirections, inner_products
+from vamo_ft.core.hashing import HashKey, random_bits
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import StateDict
+from vamo_ft.core.rounding import stochastically_rounded
+
+__all__ = ["GradientSubspace"]
+
+_CHUNK = 1 << 20  # elements that are displaced at one time
+
+
+class GradientSubspace:
+    """An orthonormal basis of recent gradients (implements `core.protocols.Directions`).
+
+    In high dimension random directions hold next to nothing of the noise of a mini-batch, q of d parts; the leading
+    directions of earlier gradients hold much more. They are read from a sketch (`FrequentDirections`) of what `observe`
+    is given and stay as they are from one `freeze` to the next, while the sketch goes on. A key's probe number is the
+    number of the basis vector.
+
+    Directions have norm 1, where hashed ones have norm sqrt(d): the size of a perturbation is a *radius*, the distance
+    moved, and no `eps` per coordinate.
+
+    Args:
+        size: k.
+        warmup: gradients to see before the first basis is read; k + 1 or more.
+    """
+
+    rowwise = False
+
+    def __init__(self, parameters: TrainableParameters, *, size: int, warmup: int) -> None:
+        assert warmup > size, "k directions take k centred gradients, the first of which is the mean"
+        self._parameters = parameters
+        self._sketch = FrequentDirections(parameters, size=size)
+        self._size, self._warmup = size, warmup
+        self._basis: list[Tensor] = []  # (k, ...) for each parameter; empty before the first freeze
+        self._gram = torch.empty(0)
+
+    @staticmethod
+    def state_bytes(numel: int, size: int) -> int:
+        """Memory of sketch, mean and basis: `4 d (3k + 1)` bytes."""
+        return 4 * numel * (3 * size + 1)
+
+    @property
+    def numel(self) -> int:
+        """d, the number of elements of a direction."""
+        return self._parameters.numel
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough gradients were seen to read a basis."""
+        return self._sketch.seen >= self._warmup
+
+    def observe(self, gradients: Sequence[Tensor]) -> None:
+        """Takes in a gradient; the basis stays."""
+        self._sketch.insert(gradients)
+
+    def freeze(self) -> None:
+        """Reads a new basis from the sketch."""
+        self._keep(self._sketch.leading(self._size))
+
+    def support(self, keys: Sequence[HashKey]) -> tuple[int, ...]:
+        """The tensors that the directions reach: all of them."""
+        return tuple(range(len(self._parameters.tensors)))
+
+    @torch.no_grad()
+    def axpy_(
+        self,
+        tensors: Sequence[Tensor],
+        coefficients: Tensor,
+        keys: Sequence[HashKey],
+        *,
+        scales: Sequence[float] | None = None,
+        rounding: HashKey | None = None,
+        sources: Sequence[Tensor] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        """`p <- scale * source + sum_j a_j z_j`, the sum formed in float32 (float64 for float64 tensors)."""
+        sources = tensors if sources is None else sources
+        indices = range(len(tensors)) if indices is None else indices
+        weights = coefficients.new_zeros(self._size)
+        for coefficient, key in zip(coefficients, keys, strict=True):
+            weights[key.probe] += coefficient
+        for place, index in enumerate(indices):
+            tensor, scale = tensors[place], 1.0 if scales is None else scales[place]
+            source, basis = sources[place].reshape(-1), self._basis[index].flatten(1)
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            moved = torch.empty_like(source)
+            for first in range(0, len(source), _CHUNK):
+                part = slice(first, min(first + _CHUNK, len(source)))
+                values = source[part].to(wide) * scale + weights.to(wide) @ basis[:, part].to(wide)
+                if rounding is not None and tensor.element_size() < 4:
+                    offset = self._parameters.offsets[index]
+                    bits = random_bits(rounding, offset + part.start, offset + part.stop, device=values.device)
+                    values = stochastically_rounded(values, bits, tensor.dtype)
+                moved[part] = values
+            tensor.copy_(moved.view(tensor.shape))
+
+    def displaced_rows(
+        self,
+        values: Tensor,
+        rows: Tensor,
+        *,
+        index: int,
+        coefficients: Tensor,
+        keys: Sequence[HashKey],
+        rounding: HashKey | None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Not asked for: `rowwise` is False."""
+        raise AssertionError("a matrix is displaced as a whole")
+
+    @torch.no_grad()
+    def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
+        """(m,) float64 inner products `<tensors, z_j>`; None stands for zeros."""
+        given = [(basis, tensor) for basis, tensor in zip(self._basis, tensors, strict=True) if tensor is not None]
+        products = inner_products([basis for basis, _ in given], [tensor.unsqueeze(0) for _, tensor in given])
+        return products[[key.probe for key in keys], 0]
+
+    def gram(self, keys: Sequence[HashKey]) -> Tensor:
+        """(m, m) float64, `G_jk = <z_j, z_k>`: the identity, to rounding."""
+        rows = [key.probe for key in keys]
+        return self._gram[rows][:, rows]
+
+    def state_dict(self) -> StateDict:
+        """The sketch and the present basis."""
+        return {"sketch": self._sketch.state_dict(), "basis": list(self._basis)}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict`."""
+        self._sketch.load_state_dict(state["sketch"])
+        if state["basis"]:
+            self._keep([basis.to(self._parameters.device) for basis in state["basis"]])
+
+    def _keep(self, basis: list[Tensor]) -> None:
+        self._basis = basis
+        self._gram = inner_products(basis, basis)

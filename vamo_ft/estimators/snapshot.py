@@ -1,0 +1,247 @@
+"""Snapshots: what VAMO knows of every sample at a reference point.
+
+Shapes: n samples of the data, b of a batch, q probes (`num_probes`), d trainable parameters.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.errors import VamoFtError
+from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.perturbation import placed_at
+from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.types import Batch, Work
+from vamo_ft.estimators.eps_search import EpsSearch
+from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
+from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points
+from vamo_ft.estimators.table import DerivativeTable
+
+__all__ = ["Snapshot", "SnapshotSettings", "Snapshots"]
+
+_log = logging.getLogger("vamo_ft")
+
+_SEARCH_SAMPLES, _SEARCH_DIRECTIONS = 8, 2
+_GRAM_CUTOFF = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSettings:
+    """How snapshots are taken.
+
+    Attributes:
+        num_probes: q.
+        eps: size of the perturbation along a direction; None searches for it at the first snapshot.
+        candidates: sizes that the search tries.
+        difference: central or forward.
+        subset: M, samples whose mean stands for the mean over all; None takes all.
+        horizon: with `subset`, steps that the snapshot serves, whose samples are scored too.
+        source: table (keep per-sample derivatives) or recompute (keep the snapshot's parameters).
+        orthogonalise: project on the span of the directions; False sums over unit directions.
+        normaliser: data or batch, see `DerivativeTable`.
+        seed: the run's seed; directions are keyed by (seed, snapshot step, probe).
+    """
+
+    num_probes: int
+    eps: float | None
+    candidates: tuple[float, ...]
+    difference: Difference
+    subset: int | None
+    horizon: int
+    source: Literal["table", "recompute"]
+    orthogonalise: bool
+    normaliser: Literal["data", "batch"]
+    seed: int
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """One reference point, complete or still in its pass.
+
+    Attributes:
+        step: the step before which it is taken.
+        table: the samples' derivatives.
+        scoring: how far the pass is.
+        inverse_gram: (q, q) G^-1, which maps the batch noise b to the coefficients of the correction.
+        base: the parameters, for `source: recompute`.
+    """
+
+    step: int
+    table: DerivativeTable
+    scoring: PassState
+    inverse_gram: Tensor | None = None
+    base: tuple[Tensor, ...] | None = None
+
+
+class Snapshots:
+    """Takes snapshots, and tells the noise of a batch along their directions."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: TrainableParameters,
+        directions: Directions,
+        runtime: Runtime,
+        *,
+        settings: SnapshotSettings,
+        passes: SnapshotPasses,
+    ) -> None:
+        if settings.num_probes > directions.numel:
+            raise ValueError(f"{settings.num_probes} probes exceed the {directions.numel} trainable parameters")
+        self._parameters = parameters
+        self._directions = directions
+        self._runtime = runtime
+        self._settings = settings
+        self._passes = passes
+        self._probe = LossProbe(objective, parameters, directions, runtime)
+        self._search = EpsSearch(
+            objective, parameters, directions, runtime, self._probe, settings.difference, settings.candidates
+        )
+        self.eps = settings.eps
+        self.eps_correlation: float | None = None
+
+    def begin(self, source: SampleSource, step: int) -> Snapshot:
+        """A snapshot at the present parameters, of which nothing is scored yet."""
+        base = self._parameters.copy() if self._settings.source == "recompute" else None
+        table = self._empty_table(source.num_samples)
+        return Snapshot(step=step, table=table, scoring=self._passes.begin(), base=base)
+
+    def complete(self, source: SampleSource, snapshot: Snapshot) -> None:
+        """The pass, or what is left of it: every group of samples at every probe point, the point changing slowest.
+
+        Raises:
+            StopRequested: between two batches; the snapshot holds what was scored so far.
+            VamoFtError: the losses do not depend on the perturbation.
+        """
+        if self.eps is None:
+            snapshot.scoring.work += self._search_eps(source, snapshot)
+        points, keys = self._points(), self.keys(snapshot)
+        scored, reference = self.samples(source, snapshot)
+        with self._passes.over(source, scored, stages=len(points), state=snapshot.scoring) as stages:
+            for number, point in enumerate(points):
+                if stages.is_done(number):
+                    continue
+                with self._probe.at(point, keys):
+                    for batch in stages.batches(number):
+                        snapshot.table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
+                        snapshot.scoring.work += Work.forward([batch])
+        snapshot.table.close(reference)
+        if not snapshot.table.mean.any():
+            raise VamoFtError(
+                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
+                "not reach the model (method.eps too small for the precision, or frozen parameters)"
+            )
+        snapshot.inverse_gram = self._inverse_gram(snapshot)
+        snapshot.scoring.complete = True
+
+    def noise(self, snapshot: Snapshot, micro_batches: Sequence[Batch]) -> tuple[Tensor, Work]:
+        """(q,) float64, `b`: what the snapshot says of the batch's noise along its directions (see `DerivativeTable`).
+
+        With `source: recompute` the batch is evaluated at the snapshot's parameters.
+        """
+        normaliser = self._settings.normaliser
+        if snapshot.base is None:
+            indices = [index for batch in micro_batches for index in batch.indices]
+            return snapshot.table.batch_noise(indices, normaliser=normaliser), Work()
+        points, keys = self._points(), self.keys(snapshot)
+        with placed_at(self._parameters, snapshot.base):
+            derivatives, _ = self._probe.derivatives(micro_batches, points, keys)
+        counts = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device)
+        noise = snapshot.table.noise(derivatives, counts, normaliser=normaliser)
+        return noise, self._probe.work(micro_batches, points, keys)
+
+    def forward_samples(self, source: SampleSource) -> int:
+        """Forward passes of one sample that the next snapshot takes, at most."""
+        settings = self._settings
+        scored = source.num_samples
+        if settings.subset is not None:
+            scored = min(scored, settings.subset + settings.horizon * source.batch_size)
+        return scored * len(probe_points(settings.difference, num_probes=settings.num_probes, eps=1.0))
+
+    def keys(self, snapshot: Snapshot) -> tuple[HashKey, ...]:
+        """The q directions."""
+        seed, count = self._settings.seed, self._settings.num_probes
+        return tuple(HashKey(seed, Domain.DIRECTION, snapshot.step, probe) for probe in range(count))
+
+    def samples(self, source: SampleSource, snapshot: Snapshot) -> tuple[list[int], list[int]]:
+        """The samples to score, and those among them whose mean stands for the full data."""
+        settings = self._settings
+        reference = reference_samples(
+            source.num_samples, subset=settings.subset, seed=settings.seed, step=snapshot.step
+        )
+        if len(reference) == source.num_samples or snapshot.base is not None:  # recompute: only the mean is needed
+            return reference, reference
+        scored = set(reference)
+        for step in range(snapshot.step, snapshot.step + settings.horizon):
+            scored.update(source.step_indices(step))
+        return sorted(scored), reference
+
+    def state_dict(self, snapshot: Snapshot | None) -> StateDict:
+        """The chosen eps and a snapshot, also one whose pass is unfinished."""
+        state: StateDict = {"eps": self.eps, "eps_correlation": self.eps_correlation, "snapshot": None}
+        if snapshot is not None:
+            state["snapshot"] = {
+                "step": snapshot.step,
+                "table": snapshot.table.state_dict(),
+                "scoring": snapshot.scoring.state_dict(),
+                "base": None if snapshot.base is None else list(snapshot.base),
+            }
+        return state
+
+    def restored(self, state: StateDict) -> Snapshot | None:
+        """Restores `state_dict`; directions and their Gram matrix are made anew from the keys."""
+        self.eps, self.eps_correlation = state["eps"], state["eps_correlation"]
+        saved = state["snapshot"]
+        if saved is None or (scoring := self._passes.restored(saved["scoring"])) is None:
+            return None
+        base = saved["base"]
+        snapshot = Snapshot(
+            step=saved["step"],
+            table=self._empty_table(0),
+            scoring=scoring,
+            base=None if base is None else tuple(tensor.to(self._runtime.device) for tensor in base),
+        )
+        snapshot.table.load_state_dict(saved["table"])
+        if scoring.complete:
+            snapshot.inverse_gram = self._inverse_gram(snapshot)
+        return snapshot
+
+    def _points(self) -> tuple[ProbePoint, ...]:
+        assert self.eps is not None
+        return probe_points(self._settings.difference, num_probes=self._settings.num_probes, eps=self.eps)
+
+    def _empty_table(self, num_samples: int) -> DerivativeTable:
+        dtype = torch.promote_types(self._parameters.tensors[0].dtype, torch.float32)
+        return DerivativeTable(
+            num_samples, num_probes=self._settings.num_probes, dtype=dtype, device=self._runtime.device
+        )
+
+    def _search_eps(self, source: SampleSource, snapshot: Snapshot) -> Work:
+        indices: dict[int, None] = {}
+        for step in range(snapshot.step, snapshot.step + _SEARCH_SAMPLES):
+            indices |= dict.fromkeys(source.step_indices(step))
+        chosen = list(indices)[:_SEARCH_SAMPLES]
+        keys = self.keys(snapshot)[:_SEARCH_DIRECTIONS]
+        choice = self._search.run([source.batch([index]) for index in chosen], source.batch(chosen), keys)
+        self.eps, self.eps_correlation = choice.eps, choice.correlation
+        _log.info("eps: auto chose %g; correlation with back-propagation %.3f", choice.eps, choice.correlation)
+        if choice.correlation < 0.5:
+            _log.warning(
+                "the finite differences tell little of the samples (correlation %.2f at the best eps, %g): the "
+                "correction will not help; float32 weights, difference: central or no autocast may",
+                choice.correlation,
+                choice.eps,
+            )
+        return choice.work
+
+    def _inverse_gram(self, snapshot: Snapshot) -> Tensor:
+        gram = self._directions.gram(self.keys(snapshot))
+        if self._settings.orthogonalise:
+            inverse: Tensor = torch.linalg.pinv(gram, rtol=_GRAM_CUTOFF, hermitian=True)
+            return inverse
+        return torch.diag(1 / gram.diagonal())
