@@ -31,6 +31,23 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "vamo": VAMO,
     "vamo_auto_eps_adamw": {**VAMO, **ADAMW, "method": {**VAMO["method"], "eps": "auto", "difference": "forward"}},
+    "vamo_informed": {
+        "model": {"adapter": LORA},
+        **ADAMW,
+        "method": {
+            **VAMO["method"],
+            "eps": "auto",
+            "directions": {"structure": "gradient_subspace", "warmup_steps": 3},
+        },
+    },
+    "vamo_adaptive_refresh": {
+        **VAMO,
+        "method": {
+            **VAMO["method"],
+            "snapshot": {"every": "1 steps", "refresh": "adaptive", "min_correlation": 0.99, "budget": 3.0},
+        },
+        "training": {"steps": 20},
+    },
     "vamo_recompute": {**VAMO, "method": {**VAMO["method"], "source": "recompute", "snapshot": {"every": "1 epoch"}}},
     "mezo": {"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}},
     "mezo_bfloat16": {

@@ -8,6 +8,7 @@ from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_vamo, gra
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
+from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator
 from vamo_ft.core.runtime import LocalRuntime
@@ -19,7 +20,8 @@ from vamo_ft.estimators.spsa import Spsa
 
 SPSA = ("spsa_central", "spsa_forward", "spsa_block", "spsa_low_rank", "spsa_subspace", "spsa_sparse")
 ZEROTH_ORDER = (*SPSA, "zosvrg_full_steps", "zosvrg")
-ESTIMATORS = ("first_order", "svrg", *ZEROTH_ORDER, "vamo_table", "vamo_recompute", "vamo_auto_eps")
+VAMO = ("vamo_table", "vamo_recompute", "vamo_auto_eps", "vamo_informed")
+ESTIMATORS = ("first_order", "svrg", *ZEROTH_ORDER, *VAMO)
 WIDTH, SAMPLES = 40, 48
 
 
@@ -34,6 +36,11 @@ def build(name: str, objective: NetworkObjective) -> GradientEstimator:
             return Spsa(probe, runtime, num_probes=3, eps=1e-3, difference=difference, seed=7)
         case ["vamo", "auto_eps"]:
             return build_vamo(objective, eps=None)
+        case ["vamo", "informed"]:
+            directions = GradientSubspace(parameters, size=2, warmup=3)
+            for step in range(4):
+                directions.observe([normal(*tensor.shape, seed=step) for tensor in parameters.tensors])
+            return build_vamo(objective, directions=directions, eps=1e-2, alpha=None)
         case ["vamo", source]:
             return build_vamo(objective, source=source, eps=1e-3)
         case ["svrg"]:

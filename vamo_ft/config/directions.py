@@ -75,6 +75,8 @@ class DirectionsConfig(Section):
             owners = [structure for structure, defaults in _DEFAULTS.items() if key in defaults]
             if getattr(self, key) is not None and self.structure not in owners:
                 raise ValueError(f"{key}: {self.structure} has no such setting ({' and '.join(owners)} only)")
+        if self.structure == "gradient_subspace" and self.distribution != "rademacher":
+            raise ValueError("distribution: gradient_subspace reads its directions from gradients; leave it out")
         if self.distribution == "sphere" and self.structure != "full":
             raise ValueError(
                 f"distribution: sphere fixes the norm of the whole direction, and goes with structure: full; write "

@@ -28,7 +28,7 @@ class SnapshotConfig(Section):
 
 
 class RefreshedSnapshotConfig(SnapshotConfig):
-    """A snapshot that may outlive its period."""
+    """When the reference point of the correction is taken anew, at fixed times or by need, and over which samples."""
 
     refresh: Literal["periodic", "adaptive"] = Field(
         "periodic",
