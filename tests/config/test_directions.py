@@ -48,11 +48,16 @@ def test_a_default_of_the_structure_counts_as_a_default() -> None:
         ("{structure: block, refresh_every: 9}", "refresh_every: block has no such setting (low_rank and subspace "),
         ("{structure: low_rank, rank: 0}", "rank: must be at least 1, not 0"),
         ("{structure: sparse, quantile: 1}", "quantile: must be below 1, not 1"),
-        ("{structure: [full]}", "structure: must be 'full', 'block', 'low_rank', 'subspace' or 'sparse', not "),
+        ("{structure: [full]}", "structure: must be 'full', 'block', 'low_rank', 'subspace', 'sparse' or "),
         (
             "{structure: block, distribution: sphere}",
             "distribution: sphere fixes the norm of the whole direction, and goes with structure: full; write gaussian "
             "for block",
+        ),
+        ("{warmup_steps: 9}", "warmup_steps: full has no such setting (gradient_subspace only)"),
+        (
+            "{structure: gradient_subspace, distribution: gaussian}",
+            "distribution: gradient_subspace reads its directions from gradients; leave it out",
         ),
     ],
 )
@@ -63,7 +68,8 @@ def test_a_key_belongs_to_its_structure(directions: str, problem: str) -> None:
 
 def test_an_estimator_takes_the_structures_of_the_table() -> None:
     assert problems_of(VALID, "method.directions.structure=block") == [
-        "--set method.directions.structure: vamo takes full, not block; leave it out, or write name: spsa"
+        "--set method.directions.structure: vamo takes full or gradient_subspace, not block; leave it out, or write "
+        "name: spsa"
     ]
 
 
@@ -105,3 +111,39 @@ def test_momentum_of_zero_is_not_zo_momentum() -> None:
 def test_sparse_directions_need_weights_that_differ() -> None:
     (found,) = problems_of(SPSA, "method.name=sparse_mezo", "model.adapter.type=lora")
     assert "method.directions.structure: sparse takes the smaller weights of each tensor, and half of an" in found
+
+
+INFORMED = "method.directions.structure=gradient_subspace"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["method.radius=0.1"], "radius: directions.structure: full has no such setting; write eps"),
+        ([INFORMED, "method.eps=1e-3"], "eps: gradient_subspace has directions of norm 1; write radius"),
+        (
+            [INFORMED, "method.probes=8", "method.directions.warmup_steps=8"],
+            "directions.warmup_steps: 8 gradients do not give 8 directions; it must be above probes",
+        ),
+        (
+            ["method.snapshot.budget=2.0"],
+            "budget: periodic refresh has no such setting; leave it out, or write refresh: adaptive",
+        ),
+        (
+            ["method.snapshot={every: 4 steps, set: {subset: 512}, refresh: adaptive}"],
+            "snapshot.refresh: adaptive may keep a snapshot past the steps whose samples it scored",
+        ),
+        (["method.alpha=often"], "alpha: must be"),
+        (["method.alpha=-1.0"], "alpha: must be"),
+    ],
+)
+def test_what_a_corrected_gradient_cannot_have(overrides: list[str], problem: str) -> None:
+    found = problems_of(VALID, *overrides)
+    assert any(problem in each for each in found), found
+
+
+def test_informed_directions_have_a_warm_up_and_a_radius() -> None:
+    method = load_text(VALID, INFORMED, "method.radius=0.05").config.method
+    assert (method.directions.warmup_steps, method.radius, method.alpha) == (32, 0.05, "adaptive")
+    adaptive = load_text(VALID, "method.snapshot={refresh: adaptive, budget: 0.5}").config.method.snapshot
+    assert (adaptive.min_correlation, adaptive.budget) == (0.3, 0.5)

@@ -8,7 +8,7 @@ from tests.config.examples import VALID, problems_of
 
 METHODS = (
     "'first_order', 'sgd', 'adamw', 'adagrad', 'spsa', 'mezo', 'mezo_bcd', 'lozo', 'subzero', 'sparse_mezo', "
-    "'zo_adam', 'zo_sign', 'zo_momentum' or 'vamo'"
+    "'zo_adam', 'zo_sign', 'zo_momentum', 'vamo', 'svrg', 'zo_svrg' or 'mezo_svrg'"
 )
 CLASSIFICATION = 'type: classification\n    template: "{x}"\n    '
 TRAINING_KEYS = (
@@ -46,13 +46,13 @@ CASES: list[tuple[str, str, list[str]]] = [
         "steps: 10\n  eps: 1",
         ["16: training.eps: unknown key. Did you mean 'steps'? 'eps' is a key of method and optimizer"],
     ),
-    ("name: vamo", "name: adamw\n  alpha: 1", ["11: method.alpha: unknown key here; it belongs to name: vamo"]),
+    ("name: vamo", "name: adamw\n  alpha: 1", ["11: method.alpha: unknown key here; it belongs to name: vamo or svrg"]),
     (
         "name: vamo",
         "name: first_order\n  eps: 1",
         [
             "11: method.eps: unknown key here; it belongs to name: spsa, mezo, mezo_bcd, lozo, subzero, sparse_mezo, "
-            "zo_adam, zo_sign, zo_momentum or vamo"
+            "zo_adam, zo_sign, zo_momentum, vamo, zo_svrg or mezo_svrg"
         ],
     ),
     ("run:", "runs: 1\nrun:", ["1: runs: unknown key. Did you mean 'run'?"]),

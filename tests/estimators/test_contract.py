@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from tests.estimators.relatives import build_svrg, build_zo_svrg
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_vamo, gradient, normal
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
+from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator
 from vamo_ft.core.runtime import LocalRuntime
@@ -17,7 +19,9 @@ from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
 
 SPSA = ("spsa_central", "spsa_forward", "spsa_block", "spsa_low_rank", "spsa_subspace", "spsa_sparse")
-ESTIMATORS = ("first_order", *SPSA, "vamo_table", "vamo_recompute", "vamo_auto_eps")
+ZEROTH_ORDER = (*SPSA, "zosvrg_full_steps", "zosvrg")
+VAMO = ("vamo_table", "vamo_recompute", "vamo_auto_eps", "vamo_informed")
+ESTIMATORS = ("first_order", "svrg", *ZEROTH_ORDER, *VAMO)
 WIDTH, SAMPLES = 40, 48
 
 
@@ -32,8 +36,19 @@ def build(name: str, objective: NetworkObjective) -> GradientEstimator:
             return Spsa(probe, runtime, num_probes=3, eps=1e-3, difference=difference, seed=7)
         case ["vamo", "auto_eps"]:
             return build_vamo(objective, eps=None)
+        case ["vamo", "informed"]:
+            directions = GradientSubspace(parameters, size=2, warmup=3)
+            for step in range(4):
+                directions.observe([normal(*tensor.shape, seed=step) for tensor in parameters.tensors])
+            return build_vamo(objective, directions=directions, eps=1e-2, alpha=None)
         case ["vamo", source]:
             return build_vamo(objective, source=source, eps=1e-3)
+        case ["svrg"]:
+            return build_svrg(objective)
+        case ["zosvrg"]:
+            return build_zo_svrg(objective, num_probes=3)
+        case ["zosvrg", "full_steps"]:
+            return build_zo_svrg(objective, snapshot_due=lambda step: True, full_step_scale=10.0)
     raise AssertionError(name)
 
 
@@ -160,7 +175,7 @@ def test_the_loss_is_the_weighted_mean(name):
     assert float(run(build(name, objective), source).loss) == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", SPSA)
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
 def test_a_zeroth_order_estimate_allocates_no_gradient(name):
     objective, source = problem()
     run(build(name, objective), source)
@@ -176,7 +191,14 @@ def count_samples(objective: NetworkObjective) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "forward", "backward"),
-    [("first_order", 16, 16), ("spsa_central", 6 * 16, 0), ("spsa_forward", 4 * 16, 0), ("vamo_table", 16, 16)],
+    [
+        ("first_order", 16, 16),
+        ("svrg", 32, 32),
+        ("spsa_central", 6 * 16, 0),
+        ("spsa_forward", 4 * 16, 0),
+        ("zosvrg_full_steps", 16, 0),
+        ("vamo_table", 16, 16),
+    ],
 )
 def test_work_counts_what_the_model_was_asked_for(name, forward, backward):
     objective, source = problem()

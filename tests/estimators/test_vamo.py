@@ -1,5 +1,6 @@
 """The facts of VAMO's mathematics, each against an independent computation."""
 
+import itertools
 import logging
 
 import pytest
@@ -17,12 +18,14 @@ from tests.toys import (
     least_squares,
     normal,
 )
+from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import StopRequested, VamoFtError
+from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import Batch
 from vamo_ft.estimators.first_order import FirstOrder
-from vamo_ft.estimators.vamo import Vamo
+from vamo_ft.estimators.vamo import AdaptiveRefresh, Vamo
 from vamo_ft.objectives.synthetic import Quadratic
 
 
@@ -295,3 +298,96 @@ def test_the_correction_is_proportional_to_alpha():
     plain, half, whole = (corrected(build_vamo(objective, alpha=alpha), source, 1) for alpha in (0.0, 0.5, 1.0))
     assert (plain - whole).norm() > 1e-3 * plain.norm()
     assert torch.allclose(plain - half, 0.5 * (plain - whole), atol=1e-12)
+
+
+def few_dimensional(*, samples: int = 64, dimension: int = 60, rank: int = 4) -> tuple[Quadratic, ToySource]:
+    """Per-sample gradients that differ in a few dimensions only, and by a little in the others."""
+    features = normal(samples, rank, seed=1) @ normal(rank, dimension, seed=2) + 0.1 * normal(
+        samples, dimension, seed=3
+    )
+    objective = Quadratic(torch.zeros(dimension, dtype=torch.float64), curvature=torch.ones(dimension))
+    return objective, ToySource(features, batch_size=4)
+
+
+def test_informed_directions_remove_the_noise_that_they_hold():
+    objective, source = few_dimensional()
+    directions = GradientSubspace(TrainableParameters(objective.module), size=4, warmup=12)
+    vamo = build_vamo(objective, directions=directions, num_probes=4, eps=1e-2, alpha=1.0)
+    assert all(vamo.prepare(source, step).forward_samples == 0 for step in range(1))
+    for step in range(12):
+        plain = exact_gradient(objective, source.batch(source.step_indices(step)))
+        assert torch.allclose(corrected(vamo, source, step), plain, atol=1e-12), "nothing to correct with yet"
+    mean = exact_gradient(objective, source.batch(range(64)))
+    before = after = 0.0
+    for step in range(12, 28):
+        plain = exact_gradient(objective, source.batch(source.step_indices(step)))
+        before += float((plain - mean).square().sum())
+        after += float((corrected(vamo, source, step) - mean).square().sum())
+    basis = torch.cat([rows.flatten(1) for rows in directions.state_dict()["basis"]], dim=1).double()
+    noise = source.features - source.features.mean(0)
+    held = float((noise @ basis.T).square().sum() / noise.square().sum())
+    assert held > 0.9
+    assert after / before == pytest.approx(1 - held, abs=0.05)
+
+
+def test_a_fixed_alpha_needs_no_derivatives_of_the_step(monkeypatch):
+    objective, source = token_problem()
+    vamo = build_vamo(objective)
+    monkeypatch.setattr(vamo._directions, "dots", None)
+    assert torch.isfinite(corrected(vamo, source, 0)).all()
+
+
+def test_the_adaptive_coefficient_is_that_of_the_steps_before(monkeypatch):
+    """Against the slope recomputed from autograd's gradients and the explicit directions."""
+    objective, source = few_dimensional()
+    directions = HashedDirections(TrainableParameters(objective.module))
+    vamo = build_vamo(objective, directions=directions, num_probes=8, alpha=None, eps=1e-2)
+    vamo.prepare(source, 0)
+    keys = vamo._snapshots.keys(vamo._snapshot)
+    z = torch.stack([directions.values(key, 0, 60) for key in keys]).double()
+    inverse = torch.linalg.inv(z @ z.T)
+    full = exact_gradient(objective, source.batch(range(64)))
+    mean, ab, bb = z @ full, 0.0, 0.0
+    for step in range(40):
+        plain = exact_gradient(objective, source.batch(source.step_indices(step)))
+        actual = corrected(vamo, source, step)
+        noise = z @ (plain - full)  # a quadratic: finite differences are exact
+        alpha = 0.0 if step < 16 else min(max(ab / bb, 0.0), 1.0)
+        # below 31 steps every bucket but that of age 15 to 30 has fewer than 16 updates
+        if step < 31:
+            assert torch.allclose(actual, plain - alpha * (z.T @ (inverse @ noise)), atol=1e-6)
+        a = z @ plain
+        ab = 0.98 * ab + 0.02 * float((a - mean) @ inverse @ noise)
+        bb = 0.98 * bb + 0.02 * float(noise @ inverse @ noise)
+        mean = 0.8 * mean + 0.2 * a
+
+
+def test_an_adaptive_refresh_waits_for_a_low_correlation_and_for_the_budget():
+    def snapshots(*, drift: float, budget: float) -> list[int]:
+        objective, source = few_dimensional()
+        vamo = build_vamo(
+            objective,
+            num_probes=4,
+            alpha=None,
+            eps=1e-2,
+            snapshot_due=lambda step: step % 4 == 0,
+            refresh=AdaptiveRefresh(min_correlation=0.5, budget=budget),
+        )
+        taken = []
+        for step in range(240):
+            if vamo.prepare(source, step).forward_samples:
+                taken.append(step)
+            batch = source.batch(source.step_indices(step))
+            if drift:  # what the snapshot said of a sample is not what it is now
+                source.features = source.features.roll(1, 0)
+            vamo.estimate([batch], step)
+        return taken
+
+    assert snapshots(drift=0.0, budget=10.0) == [0], "the snapshot tells all there is along its directions"
+    often = snapshots(drift=1.0, budget=1e9)
+    assert len(often) > 5
+    assert min(b - a for a, b in itertools.pairwise(often)) >= 16
+    within = snapshots(drift=1.0, budget=2.0)
+    assert 1 < len(within) < len(often)
+    # a snapshot takes 8 * 64 forward passes, a step 4: two for one allow one more snapshot every 64 steps
+    assert all(512 * (number + 1) <= 2.0 * 4 * step for number, step in enumerate(within[1:], start=1))

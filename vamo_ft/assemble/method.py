@@ -4,8 +4,8 @@ import logging
 
 from torch import nn
 
-from vamo_ft.assemble.surroundings import PassSurroundings, due
-from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, VamoConfig
+from vamo_ft.assemble.surroundings import PassSurroundings, due, run_length
+from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, SvrgConfig, VamoConfig, ZoSvrgConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import BlockDirections, model_blocks
 from vamo_ft.core.directions import HashedDirections
@@ -23,9 +23,12 @@ from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.snapshot import Snapshots, SnapshotSettings
 from vamo_ft.estimators.spsa import Spsa
+from vamo_ft.estimators.svrg import Svrg, SvrgSettings
 from vamo_ft.estimators.vamo import AdaptiveRefresh, Vamo
+from vamo_ft.estimators.zo_svrg import ZoSvrg, ZoSvrgSettings
 from vamo_ft.optim.carriers import Carriers
 from vamo_ft.optim.projected import ProjectedSgd
+from vamo_ft.optim.schedules import ScheduleName, learning_rate_at
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 
 __all__ = ["build_directions", "build_estimator", "build_update_rule"]
@@ -35,7 +38,7 @@ _log = logging.getLogger("vamo_ft")
 
 def build_directions(config: RunConfig, parameters: TrainableParameters, module: nn.Module) -> Directions | None:
     """The directions of a method that perturbs; None for back-propagation alone."""
-    if isinstance(config.method, FirstOrderConfig):
+    if isinstance(config.method, FirstOrderConfig | SvrgConfig):
         return None
     directions = config.method.directions
     law, rank, refresh_every = directions.distribution, directions.rank, directions.refresh_every
@@ -72,6 +75,7 @@ def build_estimator(
 ) -> GradientEstimator:
     """What turns the micro-batches of a step into a gradient estimate."""
     method, seed = config.method, config.run.seed
+    passes = SnapshotPasses(config.training.forward_batch_tokens, surroundings.progress, surroundings.stop_requested)
     match method:
         case FirstOrderConfig():
             return FirstOrder(objective, parameters, runtime, seed=seed)
@@ -93,7 +97,57 @@ def build_estimator(
                 raise UsageError(f"method.probes: {method.probes} exceeds the {directions.numel} trainable parameters")
             if method.eps != "auto":
                 _warn_of_small_eps(method.eps, parameters)
-            return _vamo(config, method, objective, parameters, directions, runtime, source, surroundings)
+            return _vamo(config, method, objective, parameters, directions, runtime, source, passes)
+        case SvrgConfig():
+            return _svrg(config, method, objective, parameters, runtime, source, passes)
+        case ZoSvrgConfig():
+            assert directions is not None
+            _warn_of_small_eps(method.eps, parameters)
+            return ZoSvrg(
+                LossProbe(objective, parameters, directions, runtime, whole=config.objective.answer_tokens is not None),
+                parameters,
+                runtime,
+                settings=ZoSvrgSettings(
+                    num_probes=method.probes,
+                    eps=method.eps,
+                    difference=method.difference,
+                    snapshot_due=due(method.snapshot.every, source),
+                    subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
+                    full_step_scale=method.full_step_scale,
+                    seed=seed,
+                    piecewise_constant=config.objective.type == "metric",
+                ),
+                passes=passes,
+            )
+
+
+def _svrg(
+    config: RunConfig,
+    method: SvrgConfig,
+    objective: Objective,
+    parameters: TrainableParameters,
+    runtime: Runtime,
+    source: SampleSource,
+    passes: SnapshotPasses,
+) -> Svrg:
+    num_steps = run_length(config, source)
+    course: ScheduleName = "linear" if method.alpha_decay == "linear" else "constant"
+    return Svrg(
+        FirstOrder(objective, parameters, runtime, seed=config.run.seed),
+        objective,
+        parameters,
+        runtime,
+        settings=SvrgSettings(
+            alpha_at=lambda step: learning_rate_at(
+                step, schedule=course, peak=method.alpha, warmup_steps=0, total_steps=num_steps
+            ),
+            snapshot_due=due(method.snapshot.every, source),
+            subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
+            normaliser=method.normaliser,
+            seed=config.run.seed,
+        ),
+        passes=passes,
+    )
 
 
 def _vamo(
@@ -104,7 +158,7 @@ def _vamo(
     directions: Directions,
     runtime: Runtime,
     source: SampleSource,
-    surroundings: PassSurroundings,
+    passes: SnapshotPasses,
 ) -> Vamo:
     snapshot, seed = method.snapshot, config.run.seed
     informed = method.directions.structure == "gradient_subspace"
@@ -126,7 +180,7 @@ def _vamo(
             normaliser=method.normaliser,
             seed=seed,
         ),
-        passes=SnapshotPasses(config.training.forward_batch_tokens, surroundings.progress, surroundings.stop_requested),
+        passes=passes,
     )
     return Vamo(
         FirstOrder(objective, parameters, runtime, seed=seed),
@@ -163,7 +217,7 @@ def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:
 def build_update_rule(config: RunConfig, parameters: TrainableParameters, directions: Directions | None) -> UpdateRule:
     """What moves the parameters along an estimate."""
     optimizer, max_grad_norm = config.optimizer, config.training.max_grad_norm
-    if isinstance(config.method, SpsaConfig) and optimizer.name == "sgd" and optimizer.momentum == 0:
+    if config.method.projected and optimizer.name == "sgd" and optimizer.momentum == 0:
         assert directions is not None
         return ProjectedSgd(
             parameters,

@@ -12,8 +12,10 @@ Structure = Literal["full", "block", "low_rank", "subspace", "sparse", "gradient
 STRUCTURES: Mapping[str, tuple[Structure, ...]] = {
     "spsa": ("full", "block", "low_rank", "subspace", "sparse"),
     "vamo": ("full", "gradient_subspace"),
+    "zo_svrg": ("full",),
 }
-"""Estimator -> the structures of directions that it takes."""
+"""Estimator -> the structures of directions that it takes. What uses a snapshot's directions in later steps takes none
+of block, low_rank and subspace, which reach something else in each step, nor sparse, which does at each point."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "block": {"order": "random_permutation"},
@@ -73,6 +75,8 @@ class DirectionsConfig(Section):
             owners = [structure for structure, defaults in _DEFAULTS.items() if key in defaults]
             if getattr(self, key) is not None and self.structure not in owners:
                 raise ValueError(f"{key}: {self.structure} has no such setting ({' and '.join(owners)} only)")
+        if self.structure == "gradient_subspace" and self.distribution != "rademacher":
+            raise ValueError("distribution: gradient_subspace reads its directions from gradients; leave it out")
         if self.distribution == "sphere" and self.structure != "full":
             raise ValueError(
                 f"distribution: sphere fixes the norm of the whole direction, and goes with structure: full; write "
