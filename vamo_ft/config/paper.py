@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vamo_ft.config.method import MethodConfig
+from vamo_ft.config.method import OPTIMIZERS, MethodConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.section import Section
 
@@ -43,6 +43,12 @@ class ArmConfig(Section):
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="step sizes that are tried with the tuning seed; all methods try the same number"
     )
+
+    @model_validator(mode="after")
+    def _goes_through_plain_sgd(self) -> "ArmConfig":
+        if (rule := OPTIMIZERS.get(self.method.name, "sgd")) != "sgd":
+            raise ValueError(f"method.name: {self.method.name} goes through {rule}, and every method here through sgd")
+        return self
 
 
 class ExperimentConfig(Section):

@@ -80,7 +80,7 @@ class ArmResult:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen step size is the smallest or largest that was tried, so that a better one may lie outside."""
+        """Whether the chosen step size is the smallest or largest tried, so that a better one may lie outside."""
         tried = [trial.learning_rate for trial in self.trials]
         return len(tried) > 1 and self.learning_rate in (min(tried), max(tried))
 

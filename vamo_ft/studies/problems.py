@@ -44,7 +44,7 @@ class TensorSamples:
 
     @property
     def num_samples(self) -> int:
-        """n."""
+        """The number of samples, n."""
         return len(self._features)
 
     @property
@@ -152,7 +152,7 @@ def _load_digits() -> tuple[Tensor, Tensor]:
     """(1797, 64) pixels from 0 to 1, and the digits that they show."""
     try:
         from sklearn.datasets import load_digits
-    except ImportError:
+    except ModuleNotFoundError:
         raise UsageError(
             "problem.type: digits are part of scikit-learn, which is not installed; pip install 'vamo-ft[paper]'"
         ) from None
