@@ -9,7 +9,12 @@ from vamo_ft.config.section import Section
 
 Structure = Literal["full", "block", "low_rank", "subspace", "sparse"]
 
-STRUCTURES: Mapping[str, tuple[Structure, ...]] = {"spsa": get_args(Structure), "vamo": ("full",)}
+STRUCTURES: Mapping[str, tuple[Structure, ...]] = {
+    "spsa": get_args(Structure),
+    "vamo": ("full",),
+    "addax": ("full", "block", "low_rank", "subspace"),
+    "forward_gradient": get_args(Structure),
+}
 """Estimator -> the structures of directions that it takes."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
