@@ -15,6 +15,7 @@ from tests.tiny import (
     write_jsonl,
 )
 from tests.workspace import ADAMW, LORA, VAMO, Workspace
+from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.table import DerivativeTable
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.training.trainer import Trainer
@@ -47,6 +48,23 @@ METHODS: dict[str, dict[str, Any]] = {
         "training": {"steps": 20},
     },
     "vamo_recompute": {**VAMO, "method": {**VAMO["method"], "source": "recompute", "snapshot": {"every": "1 epoch"}}},
+    "vamo_literal": {
+        "model": {"adapter": LORA},
+        "training": {"batch_size": 3},
+        "method": {"name": "vamo_literal", "probes": 2, "radius": 0.1, "alpha": 0.01, "snapshot": {"every": "4 steps"}},
+        "optimizer": {"learning_rate": 0.1},
+    },
+    "addax_accumulation": {
+        "method": {"name": "addax", "boundary": 28, "weight": 0.01, "probes": 2},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.9},
+        "training": {"micro_batch_size": 2},
+    },
+    "forward_gradient": {"method": {"name": "forward_gradient", "probes": 2}, "optimizer": {"learning_rate": 1e-4}},
+    "forward_gradient_lora_adamw": {
+        "model": {"adapter": LORA},
+        "method": {"name": "forward_gradient", "directions": {"distribution": "gaussian"}},
+        **ADAMW,
+    },
     "mezo": {"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}},
     "mezo_bfloat16": {
         "model": {"dtype": "bfloat16"},
@@ -95,7 +113,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     workspace.configure(config)
     assert workspace.train("--set", "run.name=whole") == 0
     stops = [(Trainer, "_step", 4), (VerbaliserClassification, "evaluate", 1), (Trainer, "_step", 1)]
-    if "vamo" in name:
+    if name == "vamo_literal":
+        stops += [(LossProbe, "derivatives", 1), (LossProbe, "derivatives", 3)]
+    elif "vamo" in name:
         stops += [(DerivativeTable, "add", 1), (DerivativeTable, "add", 2)]
     for owner, method, call in stops:
         with monkeypatch.context() as patch:

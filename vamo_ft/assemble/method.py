@@ -1,11 +1,19 @@
 """From the `method` and `optimizer` sections to directions, estimator and update rule."""
 
 import logging
+import math
 
 from torch import nn
 
 from vamo_ft.assemble.surroundings import Surroundings, due
-from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, VamoConfig
+from vamo_ft.config.method import (
+    AddaxConfig,
+    FirstOrderConfig,
+    ForwardGradientConfig,
+    SpsaConfig,
+    VamoConfig,
+    VamoLiteralConfig,
+)
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import BlockDirections, model_blocks
 from vamo_ft.core.directions import HashedDirections
@@ -20,11 +28,14 @@ from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.eps_search import EPS_CANDIDATES, RADIUS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.forward_gradient import ForwardGradient
+from vamo_ft.estimators.mixed import Addax
 from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.snapshot import Snapshots, SnapshotSettings
 from vamo_ft.estimators.spsa import Spsa
 from vamo_ft.estimators.vamo import AdaptiveRefresh, Vamo
+from vamo_ft.estimators.vamo_literal import VamoLiteral, VamoLiteralSettings
 from vamo_ft.optim.carriers import Carriers
 from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
@@ -38,6 +49,8 @@ def build_directions(config: RunConfig, parameters: TrainableParameters, module:
     """The directions of a method that perturbs; None for back-propagation alone."""
     if isinstance(config.method, FirstOrderConfig):
         return None
+    if isinstance(config.method, VamoLiteralConfig):
+        return HashedDirections(parameters, distribution="sphere")
     directions = config.method.directions
     law, rank, refresh_every = directions.distribution, directions.rank, directions.refresh_every
     match directions.structure:
@@ -95,6 +108,47 @@ def build_estimator(
             if method.eps != "auto":
                 _warn_of_small_eps(method.eps, parameters)
             return _vamo(config, method, objective, parameters, directions, runtime, source, surroundings)
+        case VamoLiteralConfig():
+            assert directions is not None
+            _warn_of_small_eps(method.radius / math.sqrt(directions.numel), parameters, key="method.radius / sqrt(d)")
+            return VamoLiteral(
+                FirstOrder(objective, parameters, runtime, seed=seed),
+                objective,
+                parameters,
+                directions,
+                runtime,
+                settings=VamoLiteralSettings(
+                    num_probes=method.probes,
+                    radius=method.radius,
+                    alpha=None if method.alpha == "theory" else method.alpha,
+                    snapshot_due=due(method.snapshot.every, source),
+                    seed=seed,
+                ),
+                passes=SnapshotPasses(1, surroundings.progress, surroundings.stop_requested),
+            )
+        case AddaxConfig():
+            assert directions is not None
+            _warn_of_small_eps(method.eps, parameters)
+            _tell_split(method.boundary, source)
+            return Addax(
+                FirstOrder(objective, parameters, runtime, seed=seed),
+                Spsa(
+                    LossProbe(objective, parameters, directions, runtime),
+                    runtime,
+                    num_probes=method.probes,
+                    eps=method.eps,
+                    difference=method.difference,
+                    seed=seed,
+                ),
+                parameters,
+                directions,
+                runtime,
+                boundary=method.boundary,
+                weight=method.weight,
+            )
+        case ForwardGradientConfig():
+            assert directions is not None
+            return ForwardGradient(objective, parameters, directions, runtime, num_probes=method.probes, seed=seed)
 
 
 def _vamo(
@@ -151,11 +205,28 @@ def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: in
     return GradientSubspace(parameters, size=size, warmup=warmup)
 
 
-def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:
+def _tell_split(boundary: int, source: TrainingSamples) -> None:
+    """How many samples are long; a warning where all are of one kind."""
+    long, total = sum(source.length(index) > boundary for index in range(source.num_samples)), source.num_samples
+    if 0 < long < total:
+        _log.info("method.boundary: %d of %d samples are longer than %d tokens", long, total, boundary)
+    else:
+        _log.warning(
+            "method.boundary: %s of the %d samples is longer than %d tokens, so that there is nothing to mix: the run "
+            "is %s with a smaller learning rate",
+            "each" if long else "none",
+            total,
+            boundary,
+            "spsa" if long else "first_order",
+        )
+
+
+def _warn_of_small_eps(eps: float, parameters: TrainableParameters, *, key: str = "method.eps") -> None:
     if (share := share_finer_than_ulp(parameters.tensors, eps)) > 0.05:
         _log.warning(
-            "method.eps: %g is below the spacing of representable values of %.0f %% of the weights; probe points are "
-            "rounded at random there, which adds noise: take a larger eps, or model.dtype: float32",
+            "%s: %g is below the spacing of representable values of %.0f %% of the weights; probe points are "
+            "rounded at random there, which adds noise: make it larger, or take model.dtype: float32",
+            key,
             eps,
             100 * share,
         )
@@ -164,7 +235,11 @@ def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:
 def build_update_rule(config: RunConfig, parameters: TrainableParameters, directions: Directions | None) -> UpdateRule:
     """What moves the parameters along an estimate."""
     optimizer, max_grad_norm = config.optimizer, config.training.max_grad_norm
-    if isinstance(config.method, SpsaConfig) and optimizer.name == "sgd" and optimizer.momentum == 0:
+    if (
+        isinstance(config.method, SpsaConfig | ForwardGradientConfig)
+        and optimizer.name == "sgd"
+        and optimizer.momentum == 0
+    ):
         assert directions is not None
         return ProjectedSgd(
             parameters,
