@@ -16,6 +16,7 @@ from tests.tiny import (
 )
 from tests.workspace import ADAMW, LORA, VAMO, Workspace
 from vamo_ft.estimators.probes import LossProbe
+from vamo_ft.estimators.svrg import Svrg
 from vamo_ft.estimators.table import DerivativeTable
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.training.trainer import Trainer
@@ -87,7 +88,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "zo_adam": {"method": {"name": "zo_adam"}, "optimizer": {"learning_rate": 1e-3}},
     "zo_sign": {"method": {"name": "zo_sign"}, "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1}},
     "zo_momentum": {"method": {"name": "zo_momentum"}, "optimizer": {"learning_rate": 1e-5}},
+    "svrg_lora_dropout": {
+        "model": {"adapter": {**LORA, "dropout": 0.2}},
+        "method": {"name": "svrg", "snapshot": {"every": "4 steps"}},
+    },
+    "svrg_bfloat16_adamw": {"model": {"dtype": "bfloat16"}, "method": {"name": "svrg", "alpha_decay": "none"}, **ADAMW},
+    "zo_svrg": {"method": {"name": "zo_svrg", "difference": "forward"}, "optimizer": {"learning_rate": 1e-4}},
+    "mezo_svrg": {"method": {"name": "mezo_svrg"}, "optimizer": {"learning_rate": 1e-5}},
 }
+
+PASSES: dict[str, tuple[type, str]] = {
+    "vamo": (DerivativeTable, "add"),
+    "vamo_literal": (LossProbe, "derivatives"),
+    "svrg": (Svrg, "_add_gradient"),
+    "zo_svrg": (LossProbe, "derivatives"),
+    "mezo_svrg": (LossProbe, "derivatives"),
+}
+"""Method -> what is called once for each group of samples in a snapshot."""
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
@@ -108,20 +125,19 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: 
 def test_a_stopped_run_goes_on_bit_for_bit(
     name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped in a step, in an evaluation and, with VAMO, in the snapshots."""
+    """Stopped in a step, in an evaluation and, where there are any, in the snapshots."""
     config = METHODS[name]
     workspace.configure(config)
     assert workspace.train("--set", "run.name=whole") == 0
     stops = [(Trainer, "_step", 4), (VerbaliserClassification, "evaluate", 1), (Trainer, "_step", 1)]
-    if name == "vamo_literal":
-        stops += [(LossProbe, "derivatives", 1), (LossProbe, "derivatives", 3)]
-    elif "vamo" in name:
-        stops += [(DerivativeTable, "add", 1), (DerivativeTable, "add", 2)]
+    if (in_pass := PASSES.get(config.get("method", {}).get("name", ""))) is not None:
+        stops += [(*in_pass, 1), (*in_pass, 2)]
     for owner, method, call in stops:
         with monkeypatch.context() as patch:
             interrupt_at(patch, owner, method, call)
             assert workspace.train("--set", "training.forward_batch_tokens=300") == 75
-        assert "stopped" in capsys.readouterr().err
+        within = in_pass == (owner, method) and call == 1
+        assert ("stopped in a snapshot" if within else "stopped") in capsys.readouterr().err
         assert json.loads((workspace.directory() / "status.json").read_text())["exit_code"] == 75
     assert workspace.train("--set", "training.forward_batch_tokens=300") == 0
     workspace.configure(config)

@@ -50,7 +50,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         "name: first_order\n  eps: 1",
         [
             "11: method.eps: unknown key here; it belongs to name: spsa, mezo, mezo_bcd, lozo, subzero, sparse_mezo, "
-            "zo_adam, zo_sign, zo_momentum, vamo or addax"
+            "zo_adam, zo_sign, zo_momentum, vamo, zo_svrg, mezo_svrg or addax"
         ],
     ),
     ("run:", "runs: 1\nrun:", ["1: runs: unknown key. Did you mean 'run'?"]),

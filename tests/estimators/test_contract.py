@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.estimators.relatives import build_svrg, build_zo_svrg
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_literal, build_vamo, gradient, normal
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
@@ -21,9 +22,10 @@ from vamo_ft.estimators.spsa import Spsa
 
 SPSA = ("spsa_central", "spsa_forward", "spsa_block", "spsa_low_rank", "spsa_subspace", "spsa_sparse")
 FORWARD = ("forward_gradient", "forward_block", "forward_low_rank", "forward_subspace", "forward_sparse")
+ZEROTH_ORDER = (*SPSA, "zosvrg_full_steps", "zosvrg", *FORWARD)
 MIXED = ("addax", "addax_block")
 VAMO = ("vamo_table", "vamo_recompute", "vamo_auto_eps", "vamo_informed", "vamo_literal")
-ESTIMATORS = ("first_order", *SPSA, *VAMO, *MIXED, *FORWARD)
+ESTIMATORS = ("first_order", "svrg", *VAMO, *MIXED, *ZEROTH_ORDER)
 WIDTH, SAMPLES = 40, 48
 
 
@@ -56,6 +58,12 @@ def build(name: str, objective: NetworkObjective) -> GradientEstimator:
             return build_literal(objective)
         case ["vamo", source]:
             return build_vamo(objective, source=source, eps=1e-3)
+        case ["svrg"]:
+            return build_svrg(objective)
+        case ["zosvrg"]:
+            return build_zo_svrg(objective, num_probes=3)
+        case ["zosvrg", "full_steps"]:
+            return build_zo_svrg(objective, snapshot_due=lambda step: True, full_step_scale=10.0)
     raise AssertionError(name)
 
 
@@ -183,7 +191,7 @@ def test_the_loss_is_the_weighted_mean(name):
     assert float(run(build(name, objective), source).loss) == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", [*SPSA, *FORWARD])
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
 def test_a_zeroth_order_estimate_allocates_no_gradient(name):
     objective, source = problem()
     run(build(name, objective), source)
@@ -201,8 +209,10 @@ def count_samples(objective: NetworkObjective) -> list[int]:
     ("name", "forward", "backward"),
     [
         ("first_order", 16, 16),
+        ("svrg", 32, 32),
         ("spsa_central", 6 * 16, 0),
         ("spsa_forward", 4 * 16, 0),
+        ("zosvrg_full_steps", 16, 0),
         ("vamo_table", 16, 16),
         ("vamo_literal", 16 + 4 * 16, 16),
         ("addax", 4 * 5 + 11, 11),  # every third sample is long

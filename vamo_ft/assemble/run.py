@@ -1,7 +1,6 @@
 """Turns a configuration into a run, ready to start or to go on."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,12 @@ from pathlib import Path
 import torch
 
 from vamo_ft import __version__
-from vamo_ft.assemble.method import build_directions, build_estimator, build_update_rule
+from vamo_ft.assemble.directions import build_directions
+from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.surroundings import Surroundings, due
+from vamo_ft.assemble.surroundings import Surroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes
+from vamo_ft.config.method import SvrgConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import ClassificationFormat, DataSetConfig, RunConfig
 from vamo_ft.core.errors import UsageError
@@ -109,10 +110,10 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
     directions = build_directions(config, parameters, loaded.model)
     estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
-    num_steps = _num_steps(config, source)
+    num_steps = run_length(config, source)
     if checkpoint is not None:
         check_samples(checkpoint, source.fingerprint)
-        check_length(checkpoint, num_steps, schedule=config.schedule.name)
+        check_length(checkpoint, num_steps, courses=_courses(config))
         discard_later(checkpoint)
 
     state = RunState.from_state_dict(checkpoint.load("run")) if checkpoint else RunState()
@@ -207,6 +208,14 @@ def evaluate_model(
     )
 
 
+def _courses(config: RunConfig) -> list[str]:
+    """What runs along the whole length of the run."""
+    courses = [] if config.schedule.name == "constant" else [f"{config.schedule.name} schedule of the learning rate"]
+    if isinstance(config.method, SvrgConfig) and config.method.alpha_decay != "none":
+        courses.append(f"{config.method.alpha_decay} decay of method.alpha")
+    return courses
+
+
 def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
     longest, limit = max(each.longest for each in samples), loaded.max_positions
     if limit is not None and longest > limit:
@@ -218,14 +227,6 @@ def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | Evaluation
 
 def _build_runtime(config: RunConfig) -> Runtime:
     return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None)
-
-
-def _num_steps(config: RunConfig, source: TrainingSamples) -> int:
-    training = config.training
-    if training.steps is not None:
-        return training.steps
-    assert training.epochs is not None
-    return max(1, math.ceil(training.epochs * source.num_samples / training.batch_size))
 
 
 def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:
@@ -263,5 +264,5 @@ def _build_evaluator(
         metrics=config.evaluation.metrics,
         identity=held_out.fingerprint,
         due=due(config.evaluation.every, source),
-        num_steps=_num_steps(config, source),
+        num_steps=run_length(config, source),
     )

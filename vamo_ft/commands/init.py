@@ -50,6 +50,27 @@ _CHOICES: Mapping[str, _Choice] = {
     "zo_adam": replace(_ZEROTH_ORDER, optimizer="adamw", learning_rate=1e-4),
     "zo_sign": replace(_ZEROTH_ORDER, optimizer="sign_sgd", learning_rate=1e-5),
     "zo_momentum": replace(_ZEROTH_ORDER, learning_rate=5e-6),
+    "zo_svrg": replace(  # the steps of a period share the snapshot's directions: together as long as one of mezo
+        _ZEROTH_ORDER,
+        learning_rate=5e-6,
+        method={"probes": 1, "eps": 1e-2, "snapshot": {"every": "8 steps", "set": {"subset": 1024}}},
+    ),
+    "mezo_svrg": replace(  # the full step is as long as one of mezo
+        _ZEROTH_ORDER,
+        learning_rate=5e-6,
+        method={
+            "probes": 1,
+            "eps": 1e-2,
+            "snapshot": {"every": "2 steps", "set": {"subset": 512}},
+            "full_step_scale": 10.0,
+        },
+    ),
+    "svrg": _Choice(
+        "adamw",
+        1e-3,
+        1000,
+        {"alpha": 1.0, "alpha_decay": "linear", "snapshot": {"every": "1 epoch", "set": "all"}},
+    ),
     "vamo": _Choice("adamw", 1e-3, 1000, {"probes": 4, "eps": "auto", "snapshot": {"every": "1 epoch", "set": "all"}}),
 }
 

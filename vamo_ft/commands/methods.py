@@ -45,6 +45,7 @@ METHODS = (
     MethodSummary("vamo_literal", "corrected", "2 + q", "1", "1 + q", "5x + state", "2505.13954"),
     MethodSummary("addax", "mixed by length", "1 or 2q", "1 or 0", "-", "1x + state", "2410.06441"),
     MethodSummary("forward_gradient", "exact derivatives", "2q", "0", "-", "1x + state", "2202.08587"),
+    MethodSummary("svrg", "corrected", "2", "2", "1", "4x + state", "2311.05589"),
     MethodSummary("spsa", "loss differences", "2q", "0", "-", "one layer", "Spall 1992"),
     MethodSummary("mezo", "loss differences", "2q", "0", "-", "one layer", "2305.17333"),
     MethodSummary("mezo_bcd", "loss differences", "2q", "0", "-", "one layer", "2501.19099"),
@@ -54,10 +55,13 @@ METHODS = (
     MethodSummary("zo_adam", "loss differences", "2q", "0", "-", "3x", "2402.11592"),
     MethodSummary("zo_sign", "loss differences", "2q", "0", "-", "1x", "2402.11592"),
     MethodSummary("zo_momentum", "loss differences", "2q", "0", "-", "2x", "2402.11592"),
+    MethodSummary("zo_svrg", "loss differences", "4q", "0", "2q", "2x + one layer", "1805.10367"),
+    MethodSummary("mezo_svrg", "loss differences", "4q", "0", "2q", "2x + one layer", "2404.08080"),
 )
 
 LEGEND = (
     "forward, backward: passes per sample of a step; snapshot: forward passes per sample of a snapshot.",
+    "svrg's snapshot also takes 1 backward pass; zo_svrg and mezo_svrg forward 1 in the snapshot's step.",
     "q: method.probes; n: training samples. difference: forward takes q + 1 passes, central 2q.",
     "memory: beyond the weights. 1x: one copy of the trained parameters, few with an adapter.",
     "state: the optimizer's (sgd and sign_sgd 0, with momentum 1x, adagrad 1x, adamw 2x).",

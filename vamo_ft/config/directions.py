@@ -14,8 +14,10 @@ STRUCTURES: Mapping[str, tuple[Structure, ...]] = {
     "vamo": ("full", "gradient_subspace"),
     "addax": ("full", "block", "low_rank", "subspace"),
     "forward_gradient": ("full", "block", "low_rank", "subspace", "sparse"),
+    "zo_svrg": ("full",),
 }
-"""Estimator -> the structures of directions that it takes."""
+"""Estimator -> the structures of directions that it takes. What uses a snapshot's directions in later steps takes none
+of block, low_rank and subspace, which reach something else in each step, nor sparse, which does at each point."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "block": {"order": "random_permutation"},

@@ -1,13 +1,13 @@
 """The `method` section: which estimator computes the step's direction, and how."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from vamo_ft.config.directions import DirectionsConfig, Structure, check_structure
 from vamo_ft.config.section import Section
-from vamo_ft.config.snapshot import SnapshotConfig
+from vamo_ft.config.snapshot import RefreshedSnapshotConfig, SnapshotConfig
 
 Difference = Literal["central", "forward"]
 
@@ -29,7 +29,19 @@ _STRUCTURE_OF: Mapping[str, Structure] = {
 }
 
 
-class FirstOrderConfig(Section):
+class MethodSection(Section):
+    """What the rest of the program asks of any method.
+
+    Attributes:
+        projected: the estimate is a list of coefficients of directions, never a dense gradient.
+        needs_gradient: the objective has to be differentiable.
+    """
+
+    projected: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = True
+
+
+class FirstOrderConfig(MethodSection):
     """Back-propagation. `sgd`, `adamw` and `adagrad` also choose the optimizer of that name."""
 
     name: Literal["first_order", "sgd", "adamw", "adagrad"] = Field(
@@ -37,8 +49,11 @@ class FirstOrderConfig(Section):
     )
 
 
-class SpsaConfig(Section):
+class SpsaConfig(MethodSection):
     """Zeroth-order estimate from loss differences (SPSA); other names also choose directions and optimizer."""
+
+    projected: ClassVar[bool] = True
+    needs_gradient: ClassVar[bool] = False
 
     name: Literal["spsa", "mezo", "mezo_bcd", "lozo", "subzero", "sparse_mezo", "zo_adam", "zo_sign", "zo_momentum"] = (
         Field(description="the method; 'vamo-ft methods' lists them")
@@ -64,7 +79,7 @@ class SpsaConfig(Section):
         return self
 
 
-class VamoConfig(Section):
+class VamoConfig(MethodSection):
     """VAMO: the mini-batch gradient, corrected by zeroth-order probes of a snapshot (arXiv 2505.13954)."""
 
     name: Literal["vamo"] = Field(description="the method; 'vamo-ft methods' lists them")
@@ -86,7 +101,7 @@ class VamoConfig(Section):
     )
     difference: Difference = Field("central", description="central: error O(eps^2), 2q passes; forward: O(eps), q+1")
     directions: DirectionsConfig = DirectionsConfig()
-    snapshot: SnapshotConfig = SnapshotConfig()
+    snapshot: RefreshedSnapshotConfig = RefreshedSnapshotConfig()
     source: Literal["table", "recompute"] = Field(
         "table",
         description="table: keep the snapshot's per-sample derivatives, 4nq bytes; recompute: keep a copy of the "
@@ -135,7 +150,7 @@ class VamoConfig(Section):
         return self
 
 
-class VamoLiteralConfig(Section):
+class VamoLiteralConfig(MethodSection):
     """VAMO as published, for small models: directions of its own for every sample (arXiv 2505.13954)."""
 
     name: Literal["vamo_literal"] = Field(description="the method; 'vamo-ft methods' lists them")
@@ -157,7 +172,7 @@ class VamoLiteralConfig(Section):
         return self
 
 
-class AddaxConfig(Section):
+class AddaxConfig(MethodSection):
     """Long samples zeroth order, short ones by back-propagation (Addax, arXiv 2410.06441)."""
 
     name: Literal["addax"] = Field(description="the method; 'vamo-ft methods' lists them")
@@ -182,8 +197,10 @@ class AddaxConfig(Section):
         return self
 
 
-class ForwardGradientConfig(Section):
+class ForwardGradientConfig(MethodSection):
     """Exact directional derivatives by forward-mode differentiation, without a backward pass (arXiv 2202.08587)."""
+
+    projected: ClassVar[bool] = True
 
     name: Literal["forward_gradient"] = Field(description="the method; 'vamo-ft methods' lists them")
     probes: int = Field(
@@ -197,8 +214,61 @@ class ForwardGradientConfig(Section):
         return self
 
 
+class SvrgConfig(MethodSection):
+    """SVRG: the mini-batch gradient, corrected by back-propagation at a snapshot (arXiv 2311.05589)."""
+
+    name: Literal["svrg"] = Field(description="the method; 'vamo-ft methods' lists them")
+    alpha: float = Field(1.0, ge=0, description="coefficient of the correction, at the start where it decays")
+    alpha_decay: Literal["none", "linear"] = Field(
+        "linear", description="alpha over the run: linear, down to 0 at its end (alpha-SVRG), or none (plain SVRG)"
+    )
+    snapshot: SnapshotConfig = SnapshotConfig()
+    normaliser: Literal["data", "batch"] = Field(
+        "data", description="divide the batch term by the data's mean token count (unbiased), or by the batch's own"
+    )
+
+
+class ZoSvrgConfig(MethodSection):
+    """ZO-SVRG (arXiv 1805.10367): loss differences, corrected by those at a snapshot.
+
+    `mezo_svrg` is a short period with a learning rate of its own for the full step (arXiv 2404.08080).
+    """
+
+    projected: ClassVar[bool] = True
+    needs_gradient: ClassVar[bool] = False
+
+    name: Literal["zo_svrg", "mezo_svrg"] = Field(description="the method; 'vamo-ft methods' lists them")
+    probes: int = Field(1, ge=1, description="q, directions per step and per snapshot; 4q forward passes a step")
+    eps: float = Field(
+        1e-3,
+        gt=0,
+        description="perturbation per coordinate; the distance moved is eps*sqrt(d). With an adapter preset 1e-2",
+    )
+    difference: Difference = Field("central", description="central: error O(eps^2); forward: O(eps), 2q+2 passes")
+    directions: DirectionsConfig = DirectionsConfig()
+    snapshot: SnapshotConfig = SnapshotConfig()
+    full_step_scale: float = Field(
+        1.0,
+        gt=0,
+        description="learning rate of the snapshot's own step, a full zeroth-order step, in units of the learning rate "
+        "(lr1 / lr2); mezo_svrg presets 10. Other values than 1 need plain sgd",
+    )
+
+    @model_validator(mode="after")
+    def _structure_fits(self) -> "ZoSvrgConfig":
+        check_structure("zo_svrg", self.directions)
+        return self
+
+
 MethodConfig = Annotated[
-    FirstOrderConfig | SpsaConfig | VamoConfig | VamoLiteralConfig | AddaxConfig | ForwardGradientConfig,
+    FirstOrderConfig
+    | SpsaConfig
+    | VamoConfig
+    | VamoLiteralConfig
+    | SvrgConfig
+    | ZoSvrgConfig
+    | AddaxConfig
+    | ForwardGradientConfig,
     Field(discriminator="name"),
 ]
 
@@ -209,6 +279,8 @@ METHOD_NAMES: tuple[str, ...] = tuple(
         SpsaConfig,
         VamoConfig,
         VamoLiteralConfig,
+        SvrgConfig,
+        ZoSvrgConfig,
         AddaxConfig,
         ForwardGradientConfig,
     )

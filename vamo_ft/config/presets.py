@@ -15,6 +15,7 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "vamo_literal": {**_FIRST_ORDER, "optimizer.name": "sgd"},
     "addax": _ZEROTH_ORDER,
     "forward_gradient": {"optimizer.name": "sgd", "model.attn_implementation": "eager"},
+    "svrg": {**_FIRST_ORDER, "optimizer.name": "sgd"},
     "spsa": {"optimizer.name": "sgd"},
     "mezo": _ZEROTH_ORDER,
     "mezo_bcd": {**_ZEROTH_ORDER, "method.directions.structure": "block"},
@@ -24,6 +25,8 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "zo_adam": {**_ZEROTH_ORDER, "optimizer.name": "adamw"},
     "zo_sign": {**_ZEROTH_ORDER, "optimizer.name": "sign_sgd"},
     "zo_momentum": {**_ZEROTH_ORDER, "optimizer.momentum": 0.9},
+    "zo_svrg": _ZEROTH_ORDER,
+    "mezo_svrg": {**_ZEROTH_ORDER, "method.snapshot.every": "2 steps", "method.full_step_scale": 10.0},
 }
 
 
@@ -31,7 +34,8 @@ def preset_values(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value that `method.name` presets; the perturbation of MeZO and its kin is ten times larger for
     adapters.
 
-    Values follow the grids of Malladi et al. 2023 (arXiv 2305.17333, appendix E).
+    Values follow the grids of Malladi et al. 2023 (arXiv 2305.17333, appendix E). Those of mezo_svrg follow its
+    authors' scripts: a full step every second step, lr1 in {1e-5, 1e-4} and lr2 in {1e-6, 1e-5}.
 
     Args:
         raw: the parsed file, before validation; an absent or unknown method presets nothing.

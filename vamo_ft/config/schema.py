@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vamo_ft.config.method import OPTIMIZERS, ForwardGradientConfig, MethodConfig, SpsaConfig, VamoConfig
+from vamo_ft.config.method import (
+    OPTIMIZERS,
+    ForwardGradientConfig,
+    MethodConfig,
+    SpsaConfig,
+    SvrgConfig,
+    VamoConfig,
+    ZoSvrgConfig,
+)
 from vamo_ft.config.objective import GENERATED_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
@@ -186,7 +194,10 @@ class TrainingConfig(Section):
         False, description="recompute activations in the backward pass: less memory, a third more compute"
     )
     forward_batch_tokens: int = Field(
-        4096, gt=0, description="tokens, padding included, of one forward-only batch (snapshot passes and evaluation)"
+        4096,
+        gt=0,
+        description="tokens, padding included, of one batch of a snapshot pass or an evaluation: forward only, and "
+        "backward too for svrg",
     )
 
     @model_validator(mode="after")
@@ -251,7 +262,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _method_and_optimizer_agree(self) -> "RunConfig":
         name = self.method.name
-        bare = "mezo" if isinstance(self.method, SpsaConfig) else "first_order"
+        bare = "first_order" if self.method.needs_gradient else "mezo"
         if self.optimizer.name != OPTIMIZERS.get(name, self.optimizer.name):
             raise ValueError(
                 f"optimizer.name: {self.optimizer.name} contradicts method.name: {name}; leave it out, or write "
@@ -260,6 +271,16 @@ class RunConfig(Section):
         if name == "zo_momentum" and self.optimizer.momentum == 0:
             raise ValueError(
                 f"optimizer.momentum: 0 contradicts method.name: {name}; leave it out, or write method.name: {bare}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _full_steps_have_a_learning_rate(self) -> "RunConfig":
+        plain = self.optimizer.name == "sgd" and self.optimizer.momentum == 0
+        if isinstance(self.method, ZoSvrgConfig) and self.method.full_step_scale != 1 and not plain:
+            raise ValueError(
+                f"method.full_step_scale: {self.method.full_step_scale:g} is a second learning rate, which only plain "
+                "sgd takes; write 1.0, or optimizer.name: sgd without momentum"
             )
         return self
 
@@ -299,7 +320,7 @@ class RunConfig(Section):
     def _metric_objective_can_be_trained(self) -> "RunConfig":
         if not isinstance(self.objective, MetricObjectiveConfig):
             return self
-        if not isinstance(self.method, SpsaConfig):
+        if self.method.needs_gradient:
             raise ValueError(
                 f"objective.type: metric has no gradient, which method.name: {self.method.name} needs; write "
                 "method.name: mezo, or objective.type: loss"
@@ -311,7 +332,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _snapshot_subset_is_large(self) -> "RunConfig":
-        if isinstance(self.method, VamoConfig) and self.method.snapshot.set != "all":
+        if isinstance(self.method, VamoConfig | SvrgConfig | ZoSvrgConfig) and self.method.snapshot.set != "all":
             least = 8 * self.method.snapshot.every.count * self.training.batch_size
             if self.method.snapshot.set.subset < least:
                 raise ValueError(

@@ -19,6 +19,17 @@ class SnapshotConfig(Section):
 
     every: Period = Field(Period(1, "epoch"), description="period in epochs or steps")
     set: Literal["all"] | SubsetConfig = Field("all", description="all samples, or {subset: M}")
+
+    @model_validator(mode="after")
+    def _subset_needs_steps(self) -> "SnapshotConfig":
+        if self.set != "all" and self.every.unit != "step":
+            raise ValueError("every: a snapshot over a subset needs its period in steps, such as '16 steps'")
+        return self
+
+
+class RefreshedSnapshotConfig(SnapshotConfig):
+    """When the reference point of the correction is taken anew, at fixed times or by need, and over which samples."""
+
     refresh: Literal["periodic", "adaptive"] = Field(
         "periodic",
         description="periodic: a new snapshot every period; adaptive: at the end of a period, where the correlation of "
@@ -30,13 +41,7 @@ class SnapshotConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _subset_needs_steps(self) -> "SnapshotConfig":
-        if self.set != "all" and self.every.unit != "step":
-            raise ValueError("every: a snapshot over a subset needs its period in steps, such as '16 steps'")
-        return self
-
-    @model_validator(mode="after")
-    def _keys_belong_to_refresh(self) -> "SnapshotConfig":
+    def _keys_belong_to_refresh(self) -> "RefreshedSnapshotConfig":
         for key in ("min_correlation", "budget"):
             if self.refresh == "periodic" and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(

@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
+
 from vamo_ft.core.errors import StopRequested
+from vamo_ft.core.hashing import Domain, HashKey, random_bits
 from vamo_ft.core.protocols import Progress, ProgressTask, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Work
 
-__all__ = ["PassState", "SnapshotPasses", "Stages"]
+__all__ = ["PassState", "SnapshotPasses", "Stages", "reference_samples"]
 
 
 @dataclass(slots=True)
@@ -107,3 +110,18 @@ class SnapshotPasses:
         sizes = [len(group) for _ in range(stages) for group in groups]
         with self.progress.task("snapshot", sum(sizes), done=sum(sizes[: state.cursor])) as task:
             yield Stages(source, groups, state, task, self.stop_requested)
+
+
+def reference_samples(num_samples: int, *, subset: int | None, seed: int, step: int) -> list[int]:
+    """The samples whose mean at a snapshot stands for the mean over all, ascending.
+
+    Args:
+        num_samples: n, of the whole data.
+        subset: M of them, drawn without replacement; None, or n and more: all of them.
+        seed: the run's seed.
+        step: of the snapshot; the draw is keyed by it.
+    """
+    if subset is None or subset >= num_samples:
+        return list(range(num_samples))
+    bits = random_bits(HashKey(seed, Domain.SUBSET, step, 0), 0, num_samples, device=torch.device("cpu"))
+    return sorted(torch.argsort(bits, stable=True)[:subset].tolist())

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey, random_bits
+from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.eps_search import EpsSearch
-from vamo_ft.estimators.passes import PassState, SnapshotPasses
+from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
 from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points
 from vamo_ft.estimators.table import DerivativeTable
 
@@ -170,13 +170,11 @@ class Snapshots:
 
     def samples(self, source: SampleSource, snapshot: Snapshot) -> tuple[list[int], list[int]]:
         """The samples to score, and those among them whose mean stands for the full data."""
-        settings, everything = self._settings, list(range(source.num_samples))
-        if settings.subset is None or settings.subset >= source.num_samples:
-            return everything, everything
-        key = HashKey(settings.seed, Domain.SUBSET, snapshot.step, 0)
-        bits = random_bits(key, 0, source.num_samples, device=torch.device("cpu"))
-        reference = sorted(torch.argsort(bits, stable=True)[: settings.subset].tolist())
-        if snapshot.base is not None:  # batches are evaluated anew, so that only the mean is needed
+        settings = self._settings
+        reference = reference_samples(
+            source.num_samples, subset=settings.subset, seed=settings.seed, step=snapshot.step
+        )
+        if len(reference) == source.num_samples or snapshot.base is not None:  # recompute: only the mean is needed
             return reference, reference
         scored = set(reference)
         for step in range(snapshot.step, snapshot.step + settings.horizon):

@@ -40,8 +40,11 @@ def check_samples(checkpoint: Checkpoint, fingerprint: str) -> None:
         )
 
 
-def check_length(checkpoint: Checkpoint, num_steps: int, *, schedule: str) -> None:
-    """Refuses a length that lies behind the checkpoint, and warns of a schedule that jumps.
+def check_length(checkpoint: Checkpoint, num_steps: int, *, courses: Sequence[str]) -> None:
+    """Refuses a length that lies behind the checkpoint, and warns of what jumps with another length.
+
+    Args:
+        courses: what runs along the whole length, such as the schedule of the learning rate.
 
     Raises:
         UsageError: the checkpoint is past `num_steps`.
@@ -52,11 +55,11 @@ def check_length(checkpoint: Checkpoint, num_steps: int, *, schedule: str) -> No
             "training.steps, go on from an earlier one with --resume PATH, or start anew with --fresh"
         )
     planned = checkpoint.facts["num_steps"]
-    if planned != num_steps and schedule != "constant":
+    if planned != num_steps and courses:
         _log.warning(
-            "the run was planned for %d steps and is now for %d: the %s schedule goes on as if it had been so from the "
-            "start, at another learning rate than before",
+            "the run was planned for %d steps and is now for %d: the %s goes on as if it had been so from the "
+            "start, at another value than before",
             planned,
             num_steps,
-            schedule,
+            " and the ".join(courses),
         )

@@ -35,8 +35,8 @@ class Ledger:
     losses, perturbations, corrections and updates; and passes that only prove something and are made again after a
     resume (that streaming or reusing layers changes no bit; which products a pass consists of). Not exact are layers of
     different size that are reused (their mean counts), stacked experts (all count for every token), the backward passes
-    of a search for eps under activation checkpointing (they do not recompute), and answers that are generated (they
-    count as one pass over prompt and reference).
+    of a search for eps and at svrg's snapshots under activation checkpointing (they do not recompute), and answers that
+    are generated (they count as one pass over prompt and reference).
 
     Attributes:
         forward, forward_supervised: operations of a forward pass for each token, and for each supervised one.

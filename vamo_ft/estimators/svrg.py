@@ -1,0 +1,203 @@
+"""SVRG: mini-batch gradients with a first-order variance correction from a snapshot.
+
+Shapes: n samples of the data, b of a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.perturbation import placed_at
+from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
+
+__all__ = ["Svrg", "SvrgSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class SvrgSettings:
+    """The knobs of the method.
+
+    Attributes:
+        alpha_at: step (counted from 0) -> coefficient of the correction; 0 leaves the step as plain first order.
+        snapshot_due: whether a new snapshot is due before a step (never asked for step 0).
+        subset: M, samples whose mean gradient stands for the mean over all; None takes all.
+        normaliser: data divides the batch's correction by `b Tbar` (exactly zero-mean), batch by its own weight.
+        seed: the run's seed.
+    """
+
+    alpha_at: Callable[[int], float]
+    snapshot_due: Callable[[int], bool]
+    subset: int | None
+    normaliser: Literal["data", "batch"]
+    seed: int
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    """One reference point, complete or still in its pass.
+
+    Attributes:
+        sums: `sum_i grad L_i(xs)` over the samples seen so far, float32 or wider.
+        weight: () float64, `sum_i t_i` over the same samples.
+        num_samples: how many these are.
+        base: the parameters xs; None during the pass, in which they do not move.
+    """
+
+    step: int
+    sums: tuple[Tensor, ...]
+    weight: Tensor
+    scoring: PassState
+    num_samples: int = 0
+    base: tuple[Tensor, ...] | None = None
+
+
+class Svrg:
+    """`v = grad f_I(x) - alpha_t [ (1/D) sum_{i in I} (grad L_i(xs) - t_i grad f(xs)) ]`.
+
+    L_i is a sample's summed loss and t_i its weight, `grad f(xs) = sum_i grad L_i(xs) / sum_i t_i` the full gradient at
+    the snapshot xs, and `D = b Tbar` with `Tbar = sum_i t_i / n`: the bracket has mean zero over uniformly drawn
+    batches, so `E[v] = E[grad f_I(x)]` for any alpha. `normaliser="batch"` takes `D = sum_{i in I} t_i`, which is
+    `grad f_I(xs) - grad f(xs)`; with equal weights the two are the same.
+
+    alpha = 1 throughout is SVRG; alpha falling linearly to 0 over the run is alpha-SVRG. Gradients at the snapshot are
+    taken with dropout off, that at x as `FirstOrder` takes it. Held beyond the gradient: a copy of the parameters, the
+    full gradient, and a second copy of the parameters while a batch is evaluated at the snapshot.
+
+    Source: Johnson and Zhang 2013, "Accelerating Stochastic Gradient Descent using Predictive Variance Reduction",
+    NIPS 26; Yin et al. 2023, "A Coefficient Makes SVRG Effective", arXiv 2311.05589.
+    """
+
+    def __init__(
+        self,
+        first_order: FirstOrder,
+        objective: Objective,
+        parameters: TrainableParameters,
+        runtime: Runtime,
+        *,
+        settings: SvrgSettings,
+        passes: SnapshotPasses,
+    ) -> None:
+        self._first_order = first_order
+        self._objective = objective
+        self._parameters = parameters
+        self._runtime = runtime
+        self._settings = settings
+        self._passes = passes
+        self._snapshot: _Snapshot | None = None
+
+    def prepare(self, source: SampleSource, step: int) -> Work:
+        """Takes a snapshot when one is due, or goes on with one that was interrupted.
+
+        Costs one forward and one backward pass per sample.
+
+        Raises:
+            StopRequested: between two batches of the pass; the state holds the sums so far.
+        """
+        snapshot = self._snapshot
+        if snapshot is None or (snapshot.step < step and self._settings.snapshot_due(step)):
+            snapshot = self._snapshot = self._begin(step)
+        if snapshot.scoring.complete:
+            return Work()
+        self._score(source, snapshot)
+        return snapshot.scoring.work
+
+    def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
+        """Two forward and two backward passes per sample, or one of each where alpha is 0."""
+        snapshot, alpha = self._snapshot, self._settings.alpha_at(step)
+        assert snapshot is not None and snapshot.base is not None, "prepare comes first"
+        first_order = self._first_order.estimate(micro_batches, step)
+        work = first_order.work
+        if alpha != 0:
+            self._correct(snapshot, snapshot.base, micro_batches, alpha=alpha)
+            work += work
+        metrics = {"alpha": alpha, "snapshot_age": float(step - snapshot.step)}
+        return Estimate(loss=first_order.loss, work=work, metrics=metrics)
+
+    def state_dict(self) -> StateDict:
+        """The snapshot, also one whose pass is unfinished."""
+        if (snapshot := self._snapshot) is None:
+            return {"snapshot": None}
+        return {
+            "snapshot": {
+                "step": snapshot.step,
+                "sums": list(snapshot.sums),
+                "weight": snapshot.weight,
+                "num_samples": snapshot.num_samples,
+                "scoring": snapshot.scoring.state_dict(),
+                "base": None if snapshot.base is None else list(snapshot.base),
+            }
+        }
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restores `state_dict`."""
+        self._snapshot, saved, device = None, state["snapshot"], self._runtime.device
+        if saved is not None and (scoring := self._passes.restored(saved["scoring"])) is not None:
+            base = saved["base"]
+            self._snapshot = _Snapshot(
+                step=saved["step"],
+                sums=tuple(tensor.to(device, copy=True) for tensor in saved["sums"]),  # the pass adds to them in place
+                weight=saved["weight"].to(device),
+                scoring=scoring,
+                num_samples=saved["num_samples"],
+                base=None if base is None else tuple(tensor.to(device) for tensor in base),
+            )
+
+    def _begin(self, step: int) -> _Snapshot:
+        self._snapshot = None  # the former one need not be kept while there are sums of a new one
+        sums = tuple(
+            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+            for tensor in self._parameters.tensors
+        )
+        weight = torch.zeros((), dtype=torch.float64, device=self._runtime.device)
+        return _Snapshot(step=step, sums=sums, weight=weight, scoring=self._passes.begin())
+
+    def _score(self, source: SampleSource, snapshot: _Snapshot) -> None:
+        """The pass: the gradients of all samples are added up, one group of samples after the other."""
+        samples = reference_samples(
+            source.num_samples, subset=self._settings.subset, seed=self._settings.seed, step=snapshot.step
+        )
+        with self._passes.over(source, samples, stages=1, state=snapshot.scoring) as stages:
+            for batch in stages.batches(0):
+                self._parameters.clear_gradients()
+                self._add_gradient(batch)
+                for total, tensor in zip(snapshot.sums, self._parameters.tensors, strict=True):
+                    if tensor.grad is not None:
+                        total += tensor.grad
+                snapshot.weight = snapshot.weight + batch.counts.to(self._runtime.device).double().sum()
+                snapshot.num_samples += len(batch)
+                snapshot.scoring.work += Work.forward([batch]) + Work.backward([batch])
+        self._parameters.clear_gradients()
+        snapshot.base = self._parameters.copy()
+        snapshot.scoring.complete = True
+
+    def _correct(
+        self, snapshot: _Snapshot, base: Sequence[Tensor], micro_batches: Sequence[Batch], *, alpha: float
+    ) -> None:
+        """`.grad -= alpha / D * sum_{i in I} (grad L_i(xs) - t_i grad f(xs))`, with no second gradient buffer."""
+        device = self._runtime.device
+        weight = torch.cat([batch.counts for batch in micro_batches]).to(device).double().sum()
+        divisor = weight
+        if self._settings.normaliser == "data":
+            samples = sum(len(batch) for batch in micro_batches)
+            divisor = samples * snapshot.weight / snapshot.num_samples
+        with placed_at(self._parameters, base):
+            for batch in micro_batches:
+                self._add_gradient(batch, scale=-alpha / divisor)
+        coefficient = alpha * weight / (divisor * snapshot.weight)
+        with torch.no_grad():
+            for gradient, total in zip(self._parameters.gradients(), snapshot.sums, strict=True):
+                gradient += coefficient * total
+
+    def _add_gradient(self, batch: Batch, *, scale: Tensor | float = 1.0) -> None:
+        """`.grad += scale * sum_i grad L_i` at the present point, with dropout off."""
+        self._objective.module.eval()
+        with self._runtime.autocast():
+            total = self._objective.terms(batch.to(self._runtime.device)).total.sum()
+        self._runtime.backward(total * scale)
