@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from tests.workspace import LORA, Workspace, merged
 from vamo_ft.assemble import run
@@ -19,6 +20,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "first_order": {"optimizer": {"name": "adamw"}},
     "vamo": {"method": {"probes": 2, "snapshot": {"every": "2 steps"}}},
     "sparse_mezo": {"model": {"freeze": ["*norm*"]}},
+    "addax": {"method": {"boundary": 28, "probes": 2}},
+    "vamo_literal": {"method": {"probes": 2, "radius": 0.1, "snapshot": {"every": "2 steps"}}},
 }
 """What a method needs, or should do in the test, beside its name."""
 
@@ -62,7 +65,8 @@ class Count:
     def on_forward(self, model: nn.Module, arguments: object, keywords: dict[str, Tensor], output: Any) -> None:
         if not self._open:
             return
-        rows, tokens = len(keywords["input_ids"]), int(keywords["attention_mask"].sum())
+        passes = 1 if unpack_dual(output.logits).tangent is None else 2  # one over dual numbers counts as two
+        rows, tokens = passes * len(keywords["input_ids"]), passes * int(keywords["attention_mask"].sum())
         supervised = rows * output.logits.shape[1]
         self.work += Work(forward_samples=rows, forward_tokens=tokens, forward_supervised=supervised)
         if output.logits.requires_grad:

@@ -49,6 +49,23 @@ METHODS: dict[str, dict[str, Any]] = {
         "training": {"steps": 20},
     },
     "vamo_recompute": {**VAMO, "method": {**VAMO["method"], "source": "recompute", "snapshot": {"every": "1 epoch"}}},
+    "vamo_literal": {
+        "model": {"adapter": LORA},
+        "training": {"batch_size": 3},
+        "method": {"name": "vamo_literal", "probes": 2, "radius": 0.1, "alpha": 0.01, "snapshot": {"every": "4 steps"}},
+        "optimizer": {"learning_rate": 0.1},
+    },
+    "addax_accumulation": {
+        "method": {"name": "addax", "boundary": 28, "weight": 0.01, "probes": 2},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.9},
+        "training": {"micro_batch_size": 2},
+    },
+    "forward_gradient": {"method": {"name": "forward_gradient", "probes": 2}, "optimizer": {"learning_rate": 1e-4}},
+    "forward_gradient_lora_adamw": {
+        "model": {"adapter": LORA},
+        "method": {"name": "forward_gradient", "directions": {"distribution": "gaussian"}},
+        **ADAMW,
+    },
     "mezo": {"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}},
     "mezo_bfloat16": {
         "model": {"dtype": "bfloat16"},
@@ -82,6 +99,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 PASSES: dict[str, tuple[type, str]] = {
     "vamo": (DerivativeTable, "add"),
+    "vamo_literal": (LossProbe, "derivatives"),
     "svrg": (Svrg, "_add_gradient"),
     "zo_svrg": (LossProbe, "derivatives"),
     "mezo_svrg": (LossProbe, "derivatives"),

@@ -1,6 +1,6 @@
 """Synthetic problems, explicit directions and wiring for tests of the numerics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.snapshot import Snapshots, SnapshotSettings
 from vamo_ft.estimators.vamo import Vamo
+from vamo_ft.estimators.vamo_literal import VamoLiteral, VamoLiteralSettings
 from vamo_ft.objectives.synthetic import NonconvexLeastSquares
 
 
@@ -39,11 +40,18 @@ class ToySource:
     """Samples in order, one epoch after the other (implements SampleSource)."""
 
     def __init__(
-        self, features: Tensor, *, batch_size: int, targets: Tensor | None = None, counts: Tensor | None = None
+        self,
+        features: Tensor,
+        *,
+        batch_size: int,
+        targets: Tensor | None = None,
+        counts: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self.features = features
         self.targets = torch.zeros(len(features), dtype=features.dtype) if targets is None else targets
         self.counts = torch.ones(len(features)) if counts is None else counts
+        self.lengths = [1] * len(features) if lengths is None else lengths
         self.batch_size = batch_size
 
     @property
@@ -61,8 +69,11 @@ class ToySource:
             inputs={"features": self.features[rows]},
             targets={"targets": self.targets[rows]},
             counts=self.counts[rows].float(),
-            num_tokens=len(rows),
+            num_tokens=sum(map(self.length, rows)),
         )
+
+    def length(self, index: int) -> int:
+        return self.lengths[index]
 
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         return [tuple(indices[start : start + token_budget]) for start in range(0, len(indices), token_budget)]
@@ -207,6 +218,29 @@ def build_vamo(objective: Objective, *, directions: Directions | None = None, **
     )
     first_order = FirstOrder(objective, parameters, runtime, seed=settings["seed"])
     return Vamo(first_order, snapshots, parameters, directions, **own)
+
+
+def build_literal(
+    objective: Objective, *, stop_requested: Callable[[], bool] = lambda: False, **changes: Any
+) -> VamoLiteral:
+    parameters, runtime = TrainableParameters(objective.module), LocalRuntime()
+    settings: dict[str, Any] = {
+        "num_probes": 3,
+        "radius": 1e-3,
+        "alpha": None,
+        "snapshot_due": lambda step: False,
+        "seed": 7,
+        **changes,
+    }
+    return VamoLiteral(
+        FirstOrder(objective, parameters, runtime, seed=settings["seed"]),
+        objective,
+        parameters,
+        HashedDirections(parameters, distribution="sphere"),
+        runtime,
+        settings=VamoLiteralSettings(**settings),
+        passes=SnapshotPasses(1, SilentProgress(), stop_requested),
+    )
 
 
 def gradient(objective: Objective) -> Tensor:

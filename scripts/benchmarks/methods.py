@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from scripts.benchmarks.results import NotAvailable
 from scripts.benchmarks.setting import RandomSamples, Setting
-from vamo_ft.assemble.method import build_directions, build_estimator, build_update_rule
+from vamo_ft.assemble.directions import build_directions
+from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.surroundings import Surroundings
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.parameters import TrainableParameters

@@ -169,6 +169,11 @@ class RandomSamples:
         chosen = [self.examples[index] for index in indices]
         return collate_for_language_model(chosen, pad_token_id=0, position_ids=True)
 
+    def length(self, index: int) -> int:
+        """Tokens that the model reads: the last one is only predicted."""
+        example = self.examples[index]
+        return len(example.prompt_ids + example.completion_ids) - 1
+
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """Cut so that samples times length stays within `token_budget`."""
         example = self.examples[0]

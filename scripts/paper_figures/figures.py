@@ -52,7 +52,7 @@ def table(numbers: dict[str, Any]) -> str:
 
 def _spread(spread: dict[str, float | None]) -> str:
     if spread["mean"] is None:
-        return "diverged"
+        return "-"
     return f"{spread['mean']:.4f}" + ("" if spread["deviation"] is None else f" ± {spread['deviation']:.4f}")
 
 

@@ -23,6 +23,9 @@ training:
   steps: 10
 """
 
+REQUIRED = {"addax": ["method.boundary=64"], "vamo_literal": ["method.radius=0.5"]}
+"""Method -> keys without a default."""
+
 
 def load_text(text: str, *overrides: str) -> LoadedConfig:
     """Loads `text` as config.yaml in the working directory."""

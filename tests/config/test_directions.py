@@ -67,10 +67,11 @@ def test_a_key_belongs_to_its_structure(directions: str, problem: str) -> None:
 
 
 def test_an_estimator_takes_the_structures_of_the_table() -> None:
-    assert problems_of(VALID, "method.directions.structure=block") == [
+    (found,) = problems_of(VALID, "method.directions.structure=block")
+    assert found.startswith(
         "--set method.directions.structure: vamo takes full or gradient_subspace, not block; leave it out, or write "
         "name: spsa"
-    ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,10 @@ def test_momentum_of_zero_is_not_zo_momentum() -> None:
 
 
 def test_sparse_directions_need_weights_that_differ() -> None:
+    text = SPSA.replace("  name: sgd\n", "")
     (found,) = problems_of(SPSA, "method.name=sparse_mezo", "model.adapter.type=lora")
+    forward = "method={name: forward_gradient, directions: {structure: sparse}}"
+    assert problems_of(text, forward, "model.adapter.type=lora") == [found.replace("config.yaml:9: ", "--set ")]
     assert "method.directions.structure: sparse takes the smaller weights of each tensor, and half of an" in found
 
 

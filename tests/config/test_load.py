@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.config.examples import VALID, load_text, problems_of
+from tests.config.examples import REQUIRED, VALID, load_text, problems_of
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.load import dump_config, load_config, resolved_values
 from vamo_ft.config.method import METHOD_NAMES, OPTIMIZERS
@@ -45,9 +45,10 @@ def test_label_keys_become_text() -> None:
 def test_dump_loads_to_an_equal_config(method: str) -> None:
     text = VALID.replace("name: adamw", f"name: {OPTIMIZERS.get(method, 'sgd')}").replace("vamo", method)
     adapter = [] if method == "sparse_mezo" else ["model.adapter.type=lora"]
-    config = load_text(text, *adapter, "optimizer.weight_decay=1e-5").config
+    required = REQUIRED.get(method, [])
+    config = load_text(text, *required, *adapter, "optimizer.weight_decay=1e-5").config
     assert load_text(dump_config(config)).config == config
-    unclipped = load_text(text, "training.max_grad_norm=null").config
+    unclipped = load_text(text, *required, "training.max_grad_norm=null").config
     assert load_text(dump_config(unclipped)).config == unclipped
 
 

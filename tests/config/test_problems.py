@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.config.examples import VALID, problems_of
+from vamo_ft.config.method import METHOD_NAMES
 
-METHODS = (
-    "'first_order', 'sgd', 'adamw', 'adagrad', 'spsa', 'mezo', 'mezo_bcd', 'lozo', 'subzero', 'sparse_mezo', "
-    "'zo_adam', 'zo_sign', 'zo_momentum', 'vamo', 'svrg', 'zo_svrg' or 'mezo_svrg'"
-)
+METHODS = f"{', '.join(map(repr, METHOD_NAMES[:-1]))} or {METHOD_NAMES[-1]!r}"
 CLASSIFICATION = 'type: classification\n    template: "{x}"\n    '
 TRAINING_KEYS = (
     "steps, epochs, batch_size, micro_batch_size, max_grad_norm, autocast, activation_checkpointing, "
@@ -46,13 +44,13 @@ CASES: list[tuple[str, str, list[str]]] = [
         "steps: 10\n  eps: 1",
         ["16: training.eps: unknown key. Did you mean 'steps'? 'eps' is a key of method and optimizer"],
     ),
-    ("name: vamo", "name: adamw\n  alpha: 1", ["11: method.alpha: unknown key here; it belongs to name: vamo or svrg"]),
+    ("name: vamo", "name: adamw\n  source: table", ["11: method.source: unknown key here; it belongs to name: vamo"]),
     (
         "name: vamo",
         "name: first_order\n  eps: 1",
         [
             "11: method.eps: unknown key here; it belongs to name: spsa, mezo, mezo_bcd, lozo, subzero, sparse_mezo, "
-            "zo_adam, zo_sign, zo_momentum, vamo, zo_svrg or mezo_svrg"
+            "zo_adam, zo_sign, zo_momentum, vamo, zo_svrg, mezo_svrg or addax"
         ],
     ),
     ("run:", "runs: 1\nrun:", ["1: runs: unknown key. Did you mean 'run'?"]),

@@ -9,6 +9,7 @@ from tests.toys import TinyNetwork, normal
 from vamo_ft.core import perturbation
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.kernels import compiler_available
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import Perturber, placed_at
 
@@ -253,3 +254,39 @@ def test_placed_at_writes_the_values_and_restores() -> None:
     with placed_at(parameters, [torch.zeros_like(tensor) for tensor in parameters.tensors]):
         assert not network.layer.weight.any()
     assert parameters.digest() == before
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler here")
+def test_streaming_compiles_nothing_again_when_batches_change_their_size(large_embeddings: None) -> None:
+    model = language_model("llama")
+    parameters = TrainableParameters(model)
+    perturber = Perturber(model, parameters, HashedDirections(parameters, compile_kernels=True))
+
+    def evaluate(rows: int, columns: int, step: int) -> None:
+        ids = torch.randint(3, VOCABULARY, (rows, columns), generator=torch.Generator().manual_seed(step))
+        with torch.no_grad(), perturber.at(KEY._replace(step=step), 1e-2 * (step + 1)):
+            model(input_ids=ids)
+
+    evaluate(3, 7, 0)
+    counter = torch._dynamo.utils.counters["stats"]
+    before = counter["unique_graphs"]
+    assert before > 0
+    for step, (rows, columns) in enumerate([(2, 5), (4, 9), (1, 6), (8, 33)], start=1):
+        evaluate(rows, columns, step)
+    assert counter["unique_graphs"] == before
+
+
+def test_small_tensors_share_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep of two layers of nine tensors, an embedding, a head and a norm: one launch for each size."""
+    model = language_model("llama")
+    parameters = TrainableParameters(model)
+    directions = HashedDirections(parameters)
+    launches = []
+    displace = directions._displace
+    monkeypatch.setattr(
+        directions, "_displace", lambda out, *rest, **named: launches.append(out.shape) or displace(out, *rest, **named)
+    )
+    with torch.no_grad():
+        directions.axpy_(parameters.tensors, torch.ones(1), [KEY])
+    assert len(parameters.tensors) == 2 * 9 + 3
+    assert len(launches) == len({tensor.numel() for tensor in parameters.tensors}) == 5

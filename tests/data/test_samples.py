@@ -80,6 +80,7 @@ def test_the_training_samples_are_a_sample_source(tmp_path: Path) -> None:
     indices = source.step_indices(3)
     assert len(indices) == 4
     assert source.batch(indices).indices == indices
+    assert [source.length(index) for index in range(23)] == [source.batch([index]).num_tokens for index in range(23)]
     assert sorted(index for step in range(23) for index in source.step_indices(step)) == sorted(list(range(23)) * 4)
 
 

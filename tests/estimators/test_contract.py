@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.estimators.relatives import build_svrg, build_zo_svrg
-from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_vamo, gradient, normal
+from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_literal, build_vamo, gradient, normal
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
@@ -15,13 +15,17 @@ from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.core.types import Estimate, LossTerms
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.forward_gradient import ForwardGradient
+from vamo_ft.estimators.mixed import Addax
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
 
 SPSA = ("spsa_central", "spsa_forward", "spsa_block", "spsa_low_rank", "spsa_subspace", "spsa_sparse")
-ZEROTH_ORDER = (*SPSA, "zosvrg_full_steps", "zosvrg")
-VAMO = ("vamo_table", "vamo_recompute", "vamo_auto_eps", "vamo_informed")
-ESTIMATORS = ("first_order", "svrg", *ZEROTH_ORDER, *VAMO)
+FORWARD = ("forward_gradient", "forward_block", "forward_low_rank", "forward_subspace", "forward_sparse")
+ZEROTH_ORDER = (*SPSA, "zosvrg_full_steps", "zosvrg", *FORWARD)
+MIXED = ("addax", "addax_block")
+VAMO = ("vamo_table", "vamo_recompute", "vamo_auto_eps", "vamo_informed", "vamo_literal")
+ESTIMATORS = ("first_order", "svrg", *VAMO, *MIXED, *ZEROTH_ORDER)
 WIDTH, SAMPLES = 40, 48
 
 
@@ -41,6 +45,17 @@ def build(name: str, objective: NetworkObjective) -> GradientEstimator:
             for step in range(4):
                 directions.observe([normal(*tensor.shape, seed=step) for tensor in parameters.tensors])
             return build_vamo(objective, directions=directions, eps=1e-2, alpha=None)
+        case ["addax", *form]:
+            directions = build_directions(form[0] if form else "full", parameters)
+            probe = LossProbe(objective, parameters, directions, runtime)
+            spsa = Spsa(probe, runtime, num_probes=2, eps=3e-3, difference="central", seed=7)
+            first_order = FirstOrder(objective, parameters, runtime, seed=7)
+            return Addax(first_order, spsa, parameters, directions, runtime, boundary=2, weight=0.1)
+        case ["forward", form]:
+            directions = build_directions(form, parameters)
+            return ForwardGradient(objective, parameters, directions, runtime, num_probes=2, seed=7)
+        case ["vamo", "literal"]:
+            return build_literal(objective)
         case ["vamo", source]:
             return build_vamo(objective, source=source, eps=1e-3)
         case ["svrg"]:
@@ -68,7 +83,8 @@ def build_directions(form: str, parameters: TrainableParameters) -> Directions:
 
 def problem(dtype: torch.dtype = torch.float64, *, dropout: float = 0.0) -> tuple[NetworkObjective, ToySource]:
     counts = torch.arange(SAMPLES) % 4 + 1.0
-    source = ToySource(normal(SAMPLES, WIDTH, seed=1, dtype=dtype), batch_size=16, counts=counts)
+    lengths = [1 + index % 3 for index in range(SAMPLES)]
+    source = ToySource(normal(SAMPLES, WIDTH, seed=1, dtype=dtype), batch_size=16, counts=counts, lengths=lengths)
     return NetworkObjective(TinyNetwork(WIDTH, dtype=dtype, dropout=dropout)), source
 
 
@@ -198,6 +214,8 @@ def count_samples(objective: NetworkObjective) -> list[int]:
         ("spsa_forward", 4 * 16, 0),
         ("zosvrg_full_steps", 16, 0),
         ("vamo_table", 16, 16),
+        ("vamo_literal", 16 + 4 * 16, 16),
+        ("addax", 4 * 5 + 11, 11),  # every third sample is long
     ],
 )
 def test_work_counts_what_the_model_was_asked_for(name, forward, backward):

@@ -172,7 +172,13 @@ def test_the_summary_compares_at_equal_steps_and_at_equal_evaluations() -> None:
     evaluations = {row["label"]: row["equal_evaluations"]["mean"] for row in numbers["methods"]}
     assert evaluations == {"cheap": 3.0, "dear": 3.0, "lost": None}
     assert [row["failures"] for row in numbers["methods"]] == [0, 0, 1]
-    assert "| lost | 0.1 | diverged | diverged |" in table({"title": "t", **numbers})
+    assert "| lost | 0.1 | - | - |" in table({"title": "t", **numbers})
+
+
+def test_a_budget_that_reaches_no_point_has_no_loss() -> None:
+    late = SeedRun(0, curve(8.0, 4.0, work=20).points[1:])
+    assert late.loss_within(60) == 4.0
+    assert late.loss_within(59) == float("inf")
 
 
 def test_a_band_is_mean_least_and_most() -> None:

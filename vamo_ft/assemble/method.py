@@ -1,67 +1,44 @@
-"""From the `method` and `optimizer` sections to directions, estimator and update rule."""
+"""From the `method` and `optimizer` sections to estimator and update rule."""
 
 import logging
-
-from torch import nn
+import math
 
 from vamo_ft.assemble.surroundings import PassSurroundings, due, run_length
-from vamo_ft.config.method import FirstOrderConfig, SpsaConfig, SvrgConfig, VamoConfig, ZoSvrgConfig
+from vamo_ft.config.method import (
+    AddaxConfig,
+    FirstOrderConfig,
+    ForwardGradientConfig,
+    SpsaConfig,
+    SvrgConfig,
+    VamoConfig,
+    VamoLiteralConfig,
+    ZoSvrgConfig,
+)
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.blocks import BlockDirections, model_blocks
-from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import UsageError
-from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
-from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, SampleSource, UpdateRule
 from vamo_ft.core.rounding import share_finer_than_ulp
-from vamo_ft.core.runtime import free_memory_bytes
-from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.estimators.eps_search import EPS_CANDIDATES, RADIUS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.estimators.forward_gradient import ForwardGradient
+from vamo_ft.estimators.mixed import Addax
 from vamo_ft.estimators.passes import SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.snapshot import Snapshots, SnapshotSettings
 from vamo_ft.estimators.spsa import Spsa
 from vamo_ft.estimators.svrg import Svrg, SvrgSettings
 from vamo_ft.estimators.vamo import AdaptiveRefresh, Vamo
+from vamo_ft.estimators.vamo_literal import VamoLiteral, VamoLiteralSettings
 from vamo_ft.estimators.zo_svrg import ZoSvrg, ZoSvrgSettings
 from vamo_ft.optim.carriers import Carriers
 from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.optim.schedules import ScheduleName, learning_rate_at
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 
-__all__ = ["build_directions", "build_estimator", "build_update_rule"]
+__all__ = ["build_estimator", "build_update_rule"]
 
 _log = logging.getLogger("vamo_ft")
-
-
-def build_directions(config: RunConfig, parameters: TrainableParameters, module: nn.Module) -> Directions | None:
-    """The directions of a method that perturbs; None for back-propagation alone."""
-    if isinstance(config.method, FirstOrderConfig | SvrgConfig):
-        return None
-    directions = config.method.directions
-    law, rank, refresh_every = directions.distribution, directions.rank, directions.refresh_every
-    match directions.structure:
-        case "full":
-            return HashedDirections(parameters, distribution=law)
-        case "block":
-            assert directions.order is not None
-            hashed, blocks = HashedDirections(parameters, distribution=law), model_blocks(module, parameters)
-            _log.info("directions: %d blocks, one a step", len(blocks))
-            return BlockDirections(hashed, blocks, order=directions.order)
-        case "low_rank":
-            assert law != "sphere" and rank is not None and refresh_every is not None
-            return LowRankDirections(parameters, rank=rank, refresh_every=refresh_every, distribution=law)
-        case "subspace":
-            assert law != "sphere" and rank is not None and refresh_every is not None
-            return SubspaceDirections(parameters, rank=rank, refresh_every=refresh_every, distribution=law)
-        case "sparse":
-            assert directions.quantile is not None
-            return SparseDirections(parameters, quantile=directions.quantile, distribution=law)
-        case "gradient_subspace":
-            assert directions.warmup_steps is not None
-            return _gradient_subspace(parameters, size=config.method.probes, warmup=directions.warmup_steps)
 
 
 def build_estimator(
@@ -119,6 +96,47 @@ def build_estimator(
                 ),
                 passes=passes,
             )
+        case VamoLiteralConfig():
+            assert directions is not None
+            _warn_of_small_eps(method.radius / math.sqrt(directions.numel), parameters, key="method.radius / sqrt(d)")
+            return VamoLiteral(
+                FirstOrder(objective, parameters, runtime, seed=seed),
+                objective,
+                parameters,
+                directions,
+                runtime,
+                settings=VamoLiteralSettings(
+                    num_probes=method.probes,
+                    radius=method.radius,
+                    alpha=None if method.alpha == "theory" else method.alpha,
+                    snapshot_due=due(method.snapshot.every, source),
+                    seed=seed,
+                ),
+                passes=SnapshotPasses(1, surroundings.progress, surroundings.stop_requested),
+            )
+        case AddaxConfig():
+            assert directions is not None
+            _warn_of_small_eps(method.eps, parameters)
+            _tell_split(method.boundary, source)
+            return Addax(
+                FirstOrder(objective, parameters, runtime, seed=seed),
+                Spsa(
+                    LossProbe(objective, parameters, directions, runtime),
+                    runtime,
+                    num_probes=method.probes,
+                    eps=method.eps,
+                    difference=method.difference,
+                    seed=seed,
+                ),
+                parameters,
+                directions,
+                runtime,
+                boundary=method.boundary,
+                weight=method.weight,
+            )
+        case ForwardGradientConfig():
+            assert directions is not None
+            return ForwardGradient(objective, parameters, directions, runtime, num_probes=method.probes, seed=seed)
 
 
 def _svrg(
@@ -193,22 +211,28 @@ def _vamo(
     )
 
 
-def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int) -> GradientSubspace:
-    needed, free = GradientSubspace.state_bytes(parameters.numel, size), free_memory_bytes(parameters.device)
-    if needed > free:
-        raise UsageError(
-            f"method.directions.structure: gradient_subspace keeps {3 * size + 1} float32 vectors of "
-            f"{parameters.numel:,} elements, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; train an "
-            "adapter, or lower method.probes"
+def _tell_split(boundary: int, source: SampleSource) -> None:
+    """How many samples are long; a warning where all are of one kind."""
+    long, total = sum(source.length(index) > boundary for index in range(source.num_samples)), source.num_samples
+    if 0 < long < total:
+        _log.info("method.boundary: %d of %d samples are longer than %d tokens", long, total, boundary)
+    else:
+        _log.warning(
+            "method.boundary: %s of the %d samples is longer than %d tokens, so that there is nothing to mix: the run "
+            "is %s with a smaller learning rate",
+            "each" if long else "none",
+            total,
+            boundary,
+            "spsa" if long else "first_order",
         )
-    return GradientSubspace(parameters, size=size, warmup=warmup)
 
 
-def _warn_of_small_eps(eps: float, parameters: TrainableParameters) -> None:
+def _warn_of_small_eps(eps: float, parameters: TrainableParameters, *, key: str = "method.eps") -> None:
     if (share := share_finer_than_ulp(parameters.tensors, eps)) > 0.05:
         _log.warning(
-            "method.eps: %g is below the spacing of representable values of %.0f %% of the weights; probe points are "
-            "rounded at random there, which adds noise: take a larger eps, or model.dtype: float32",
+            "%s: %g is below the spacing of representable values of %.0f %% of the weights; probe points are "
+            "rounded at random there, which adds noise: make it larger, or take model.dtype: float32",
+            key,
             eps,
             100 * share,
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from vamo_ft import __version__
-from vamo_ft.assemble.method import build_directions, build_estimator, build_update_rule
+from vamo_ft.assemble.directions import build_directions
+from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.objective import build_loss, build_objective
 from vamo_ft.assemble.surroundings import Surroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes

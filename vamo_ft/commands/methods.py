@@ -42,6 +42,9 @@ METHODS = (
     MethodSummary("adagrad", "back-propagation", "1", "1", "-", "2x", "Duchi 2011"),
     MethodSummary("vamo", "corrected", "1", "1", "2q", "1x + state + 4nq bytes", "2505.13954"),
     MethodSummary("vamo, recompute", "corrected", "1 + 2q", "1", "2q", "4x + state + 4nq bytes", "2505.13954"),
+    MethodSummary("vamo_literal", "corrected", "2 + q", "1", "1 + q", "5x + state", "2505.13954"),
+    MethodSummary("addax", "mixed by length", "1 or 2q", "1 or 0", "-", "1x + state", "2410.06441"),
+    MethodSummary("forward_gradient", "exact derivatives", "2q", "0", "-", "1x + state", "2202.08587"),
     MethodSummary("svrg", "corrected", "2", "2", "1", "4x + state", "2311.05589"),
     MethodSummary("spsa", "loss differences", "2q", "0", "-", "one layer", "Spall 1992"),
     MethodSummary("mezo", "loss differences", "2q", "0", "-", "one layer", "2305.17333"),
@@ -65,6 +68,8 @@ LEGEND = (
     "one layer: the largest, displaced while it runs; an optimizer but plain sgd adds 1x + state.",
     "factors: rank (m + n) floats per m x n matrix and probe; embedding and head are displaced whole.",
     "recompute: the value of method.source.",
+    "addax: of a sample up to method.boundary tokens, or of a longer one.",
+    "forward_gradient: a pass that carries a derivative along counts as two.",
     "source: arXiv number, or author and year.",
 )
 

@@ -12,6 +12,8 @@ Structure = Literal["full", "block", "low_rank", "subspace", "sparse", "gradient
 STRUCTURES: Mapping[str, tuple[Structure, ...]] = {
     "spsa": ("full", "block", "low_rank", "subspace", "sparse"),
     "vamo": ("full", "gradient_subspace"),
+    "addax": ("full", "block", "low_rank", "subspace"),
+    "forward_gradient": ("full", "block", "low_rank", "subspace", "sparse"),
     "zo_svrg": ("full",),
 }
 """Estimator -> the structures of directions that it takes. What uses a snapshot's directions in later steps takes none

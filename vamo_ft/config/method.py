@@ -150,6 +150,70 @@ class VamoConfig(MethodSection):
         return self
 
 
+class VamoLiteralConfig(MethodSection):
+    """VAMO as published, for small models: directions of its own for every sample (arXiv 2505.13954)."""
+
+    name: Literal["vamo_literal"] = Field(description="the method; 'vamo-ft methods' lists them")
+    probes: int = Field(1, ge=1, description="q, directions per sample and snapshot; q+1 forward passes")
+    radius: float = Field(
+        gt=0,
+        description="the paper's mu, distance of a probe point along a unit vector; it is eps*sqrt(d) for a "
+        "perturbation of eps per coordinate, so that it has to grow with the model",
+    )
+    alpha: Literal["theory"] | Annotated[float, Field(ge=0)] = Field(
+        "theory", description="coefficient of the correction, or theory: q/d (1/d for q = 1)"
+    )
+    snapshot: SnapshotConfig = SnapshotConfig()
+
+    @model_validator(mode="after")
+    def _snapshot_is_of_all(self) -> "VamoLiteralConfig":
+        if self.snapshot.set != "all":
+            raise ValueError("snapshot.set: vamo_literal takes all samples; leave it out, or write name: vamo")
+        return self
+
+
+class AddaxConfig(MethodSection):
+    """Long samples zeroth order, short ones by back-propagation (Addax, arXiv 2410.06441)."""
+
+    name: Literal["addax"] = Field(description="the method; 'vamo-ft methods' lists them")
+    boundary: int = Field(
+        gt=0, description="tokens of the longest sample that is back-propagated; longer ones are estimated from losses"
+    )
+    weight: float = Field(
+        1e-3,
+        gt=0,
+        lt=1,
+        description="the paper's alpha: weight of the long samples' estimate, against 1 - weight for the short ones' "
+        "gradient. The estimate's norm is about sqrt(d) times the gradient's",
+    )
+    probes: int = Field(1, ge=1, description="q, directions per step; 2q (central) or q+1 (forward) forward passes")
+    eps: float = Field(1e-3, gt=0, description="perturbation per coordinate; with an adapter preset 1e-2")
+    difference: Difference = Field("central", description="central: error O(eps^2); forward: error O(eps), q+1 passes")
+    directions: DirectionsConfig = DirectionsConfig()
+
+    @model_validator(mode="after")
+    def _structure_fits(self) -> "AddaxConfig":
+        check_structure("addax", self.directions)
+        return self
+
+
+class ForwardGradientConfig(MethodSection):
+    """Exact directional derivatives by forward-mode differentiation, without a backward pass (arXiv 2202.08587)."""
+
+    projected: ClassVar[bool] = True
+
+    name: Literal["forward_gradient"] = Field(description="the method; 'vamo-ft methods' lists them")
+    probes: int = Field(
+        1, ge=1, description="q, directions per step; a pass with derivatives each, which costs about two"
+    )
+    directions: DirectionsConfig = DirectionsConfig()
+
+    @model_validator(mode="after")
+    def _structure_fits(self) -> "ForwardGradientConfig":
+        check_structure("forward_gradient", self.directions)
+        return self
+
+
 class SvrgConfig(MethodSection):
     """SVRG: the mini-batch gradient, corrected by back-propagation at a snapshot (arXiv 2311.05589)."""
 
@@ -197,12 +261,29 @@ class ZoSvrgConfig(MethodSection):
 
 
 MethodConfig = Annotated[
-    FirstOrderConfig | SpsaConfig | VamoConfig | SvrgConfig | ZoSvrgConfig, Field(discriminator="name")
+    FirstOrderConfig
+    | SpsaConfig
+    | VamoConfig
+    | VamoLiteralConfig
+    | SvrgConfig
+    | ZoSvrgConfig
+    | AddaxConfig
+    | ForwardGradientConfig,
+    Field(discriminator="name"),
 ]
 
 METHOD_NAMES: tuple[str, ...] = tuple(
     name
-    for section in (FirstOrderConfig, SpsaConfig, VamoConfig, SvrgConfig, ZoSvrgConfig)
+    for section in (
+        FirstOrderConfig,
+        SpsaConfig,
+        VamoConfig,
+        VamoLiteralConfig,
+        SvrgConfig,
+        ZoSvrgConfig,
+        AddaxConfig,
+        ForwardGradientConfig,
+    )
     for name in get_args(section.model_fields["name"].annotation)
 )
 """Every value that `method.name` takes."""

@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vamo_ft.config.method import OPTIMIZERS, MethodConfig, SpsaConfig, SvrgConfig, VamoConfig, ZoSvrgConfig
+from vamo_ft.config.method import (
+    OPTIMIZERS,
+    ForwardGradientConfig,
+    MethodConfig,
+    SpsaConfig,
+    SvrgConfig,
+    VamoConfig,
+    ZoSvrgConfig,
+)
 from vamo_ft.config.objective import GENERATED_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
@@ -278,10 +286,22 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sparse_directions_find_small_weights(self) -> "RunConfig":
-        if isinstance(self.method, SpsaConfig) and self.method.directions.structure == "sparse" and self.model.adapter:
+        if not isinstance(self.method, SpsaConfig | ForwardGradientConfig):
+            return self
+        if self.method.directions.structure == "sparse" and self.model.adapter:
             raise ValueError(
                 "method.directions.structure: sparse takes the smaller weights of each tensor, and half of an "
                 "adapter's are all zero at the start; leave model.adapter out, or write another structure"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_has_a_forward_derivative(self) -> "RunConfig":
+        kind = self.model.attn_implementation
+        if isinstance(self.method, ForwardGradientConfig) and kind != "eager":
+            raise ValueError(
+                f"model.attn_implementation: {'null' if kind is None else kind} has no forward derivative, which "
+                "method.name: forward_gradient needs; leave it out, or write eager"
             )
         return self
 

@@ -50,12 +50,13 @@ class TrainableParameters:
             if low < high:
                 yield Segment(index, low - offset, high - offset, low)
 
-    def gradients(self) -> tuple[Tensor, ...]:
-        """The `.grad` of each tensor; a missing one is made, filled with zeros."""
-        for tensor in self.tensors:
+    def gradients(self, indices: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """The `.grad` of each tensor, or of those at `indices`; a missing one is made, filled with zeros."""
+        tensors = self.tensors if indices is None else [self.tensors[index] for index in indices]
+        for tensor in tensors:
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
-        return tuple(tensor.grad for tensor in self.tensors if tensor.grad is not None)
+        return tuple(tensor.grad for tensor in tensors if tensor.grad is not None)
 
     def clear_gradients(self) -> None:
         """Drops every `.grad`."""

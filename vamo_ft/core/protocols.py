@@ -69,6 +69,9 @@ class SampleSource(Protocol):
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples at `indices`, in that order, collated on the host."""
 
+    def length(self, index: int) -> int:
+        """Tokens of the longest row of the sample at `index`, without padding."""
+
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """`indices` sorted by length and cut so that samples times longest length stays within `token_budget`.
 

@@ -112,6 +112,10 @@ class TrainingSamples:
         """The samples at `indices`, in that order."""
         return self._layout.collate([self.data[index] for index in indices])
 
+    def length(self, index: int) -> int:
+        """Tokens of the longest row of the sample at `index`, generated ones included."""
+        return self._layout.length(self.data, index)
+
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """`indices`, longest first, cut so that rows times longest length stays within `token_budget`.
 

@@ -53,7 +53,12 @@ class DerivativeTable:
         self._scored[list(indices)] = True
 
     def close(self, reference: Sequence[int]) -> None:
-        """Ends the pass: takes the means over `reference`, and keeps the rows in their final precision."""
+        """Ends the pass: takes the means over `reference`, and keeps the rows in their final precision.
+
+        Args:
+            reference: samples as they are drawn: one that steps draw k times as often as others, because data sets are
+                mixed by weights, stands here k times. Under that law the noise has mean zero.
+        """
         rows = torch.tensor(reference, device=self._derivatives.device)
         counts = self._counts[rows].double()
         self._derivatives = self._derivatives.to(self._dtype)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
+from vamo_ft.core.dense import dense_sum
 from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.protocols import Directions, StateDict
 from vamo_ft.core.types import Estimate, ProjectedGradient
@@ -91,22 +92,12 @@ class DenseRule:
         return {"grad_norm": norm}
 
     def _materialise(self, projected: ProjectedGradient) -> None:
-        """`.grad <- 0 x + sum_j c_j z_j`: the parameters are the sources, for directions that depend on them."""
+        """`.grad <- sum_j c_j z_j`, where the directions reach."""
         assert self._directions is not None
         self._parameters.clear_gradients()
-        support = self._directions.support(projected.keys)
-        reached = [self._parameters.tensors[index] for index in support]
-        gradients = [torch.empty_like(tensor) for tensor in reached]
-        self._directions.axpy_(
-            gradients,
-            projected.coefficients,
-            projected.keys,
-            scales=[0.0] * len(support),
-            sources=reached,
-            indices=support,
-        )
-        for tensor, gradient in zip(reached, gradients, strict=True):
-            tensor.grad = gradient
+        gradients = dense_sum(self._directions, self._parameters, projected.coefficients, projected.keys)
+        for index, gradient in gradients.items():
+            self._parameters.tensors[index].grad = gradient
 
     def state_dict(self) -> StateDict:
         """The rule's tensors by parameter name."""

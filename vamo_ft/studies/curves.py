@@ -48,10 +48,9 @@ class SeedRun:
         return loss if math.isfinite(loss) else math.inf
 
     def loss_within(self, evaluations: int) -> float:
-        """The loss at the last point that the budget reaches; that of the start counts."""
-        if self.failure is not None:
-            return math.inf
-        return [point.loss for point in self.points if point.evaluations <= evaluations][-1]
+        """The loss at the last point that the budget reaches; infinite where that is none, or the run failed."""
+        reached = [point.loss for point in self.points if point.evaluations <= evaluations]
+        return reached[-1] if reached and self.failure is None else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ def band(arm: ArmResult, axis: Callable[[CurvePoint], float]) -> Band:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; None where a run failed (or there is one seed)."""
+    """Mean and sample standard deviation over seeds; None where a loss is not finite (or there is one seed)."""
 
     mean: float | None
     deviation: float | None

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from vamo_ft.assemble.method import build_directions, build_estimator, build_update_rule
+from vamo_ft.assemble.directions import build_directions
+from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.surroundings import PassSurroundings
 from vamo_ft.config.paper import ArmConfig, ExperimentConfig, arm_run
 from vamo_ft.core.errors import StopRequested, VamoFtError

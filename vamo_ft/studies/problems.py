@@ -71,6 +71,10 @@ class TensorSamples:
             num_tokens=len(indices),
         )
 
+    def length(self, index: int) -> int:
+        """One token."""
+        return 1
+
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """`indices` in parts of at most `token_budget` samples."""
         return [tuple(indices[start : start + token_budget]) for start in range(0, len(indices), token_budget)]
