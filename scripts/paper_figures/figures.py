@@ -25,8 +25,8 @@ def write_results(
     by_time = [band(arm, lambda point: point.seconds) for arm in arms]
     panels = [
         Panel("steps", [Curve(**asdict(each)) for each in by_step]),
-        Panel(EVALUATIONS, [Curve(**asdict(each)) for each in by_work]),
-        Panel("seconds", [Curve(**asdict(each)) for each in by_time]),
+        Panel(EVALUATIONS, [Curve(**asdict(each)) for each in by_work], logarithmic=True),
+        Panel("seconds", [Curve(**asdict(each)) for each in by_time], logarithmic=True),
     ]
     start = max(curve.middle[0] for curve in by_step)
     draw_panels(panels, out / f"{name}.png", title=title, y_label="training loss", ceiling=1.3 * start)

@@ -30,12 +30,13 @@ class Panel:
     Attributes:
         x_label: the quantity, with its unit.
         curves: in the order of the legend.
-        x_limit: right end of the axis; None shows everything.
+        logarithmic: whether the quantity is, for curves that differ in it by an order of magnitude; begins at the
+            first point above 0.
     """
 
     x_label: str
     curves: Sequence[Curve]
-    x_limit: float | None = None
+    logarithmic: bool = False
 
 
 def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, y_label: str, ceiling: float | None = None) -> None:
@@ -54,10 +55,13 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, y_label: str
         for number, curve in enumerate(panel.curves):
             colour = f"C{number % _COLOURS}"
             style = _STYLES[number // _COLOURS % len(_STYLES)]
-            axis.plot(curve.x, curve.middle, color=colour, linestyle=style, linewidth=1.4, label=curve.label)
-            axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+            first = sum(x <= 0 for x in curve.x) if panel.logarithmic else 0
+            x, middle, low, high = (each[first:] for each in (curve.x, curve.middle, curve.low, curve.high))
+            axis.plot(x, middle, color=colour, linestyle=style, linewidth=1.4, label=curve.label)
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set_xlabel(panel.x_label)
-        axis.set_xlim(0, panel.x_limit)
+        if panel.logarithmic:
+            axis.set_xscale("log")
         axis.set_yscale("log")
         axis.grid(visible=True, which="both", alpha=0.25)
     axes[0].set_ylabel(y_label)
