@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [ROOT / ".ci" / "run", *(ROOT / "scripts" / name for name in ("setup", "test", "check", "quickstart", "paper"))]
+SCRIPTS = [
+    ROOT / ".ci" / "run",
+    *(ROOT / "scripts" / name for name in ("setup", "test", "check", "quickstart", "paper")),
+]
 
 PYTHON = """\
 #!/bin/sh
