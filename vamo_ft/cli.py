@@ -138,6 +138,26 @@ def _evaluate(
     evaluate(settings, model=model, data=data)
 
 
+@app.command("diagnose")
+def _diagnose(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; default <output_dir>/<run name>-diagnose.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Held-out samples whose gradients are taken one by one.")] = 64,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps before the measurements, in memory only.")] = 64,
+    batches: Annotated[int, typer.Option(min=3, help="Held-out batches whose variance is measured.")] = 32,
+) -> None:
+    """Measure noise floor, variance, cost and what the correction gives, and say whether it pays."""
+    from vamo_ft.commands.settings import load_settings
+
+    settings = load_settings(config, overrides=overrides or [])
+    from vamo_ft.commands.diagnose import diagnose
+
+    diagnose(settings, out=out, samples=samples, steps=steps, batches=batches)
+
+
 @app.command("methods")
 def _methods() -> None:
     """List the methods, what each costs per step and what it holds in memory."""

@@ -1,7 +1,7 @@
 """Turns a configuration into a run, ready to start or to go on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from vamo_ft import __version__
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.surroundings import Surroundings, due, run_length
+from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.method import SvrgConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import ClassificationFormat, DataSetConfig, RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Objective, Progress, Runtime, Stateful
+from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, write_model_card
@@ -34,7 +34,7 @@ from vamo_ft.training.runtime import build_runtime
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 
-__all__ = ["Run", "build_run", "evaluate_model"]
+__all__ = ["Parts", "Run", "build_parts", "build_run", "evaluate_model", "learning_rates"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -62,6 +62,20 @@ class Run:
         write_model_card(directory, title=title, facts=facts)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a method works on."""
+
+    loaded: LoadedModel
+    runtime: Runtime
+    source: TrainingSamples
+    held_out: EvaluationSamples | None
+    objective: Objective
+    parameters: TrainableParameters
+    directions: Directions | None
+    ledger: Ledger
+
+
 def _load_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
     """The model on the runtime's device; `weights` is a saved `model/` folder that replaces its values."""
     labels = config.data.format.labels if isinstance(config.data.format, ClassificationFormat) else {}
@@ -76,18 +90,15 @@ def _load_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) ->
     return loaded
 
 
-def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Checkpoint | None) -> Run:
-    """Loads model and data, builds everything, and restores `checkpoint` where there is one.
+def build_parts(config: RunConfig, *, weights: Path | None) -> Parts:
+    """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
 
     Raises:
-        DataError: model or data are not what the configuration, or the checkpoint, says.
-        UsageError: the checkpoint belongs to another run, or lies behind this one's end; or the model has no positions
-            for the longest sample.
+        DataError: model or data are not what the configuration says.
+        UsageError: the model has no positions for the longest sample.
     """
-    if checkpoint is not None:
-        check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
     runtime = _build_runtime(config)
-    loaded = _load_model(config, runtime=runtime, weights=checkpoint.model_dir if checkpoint else None)
+    loaded = _load_model(config, runtime=runtime, weights=weights)
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -108,6 +119,22 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         checkpoint_activations(loaded.model)
     parameters = TrainableParameters(loaded.model)
     directions = build_directions(config, parameters, loaded.model)
+    return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)
+
+
+def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: Checkpoint | None) -> Run:
+    """Loads model and data, builds everything, and restores `checkpoint` where there is one.
+
+    Raises:
+        DataError: model or data are not what the configuration, or the checkpoint, says.
+        UsageError: the checkpoint belongs to another run, or lies behind this one's end; or the model has no positions
+            for the longest sample.
+    """
+    if checkpoint is not None:
+        check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
+    parts = build_parts(config, weights=checkpoint.model_dir if checkpoint else None)
+    loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
+    objective, parameters, directions = parts.objective, parts.parameters, parts.directions
     estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = run_length(config, source)
@@ -121,7 +148,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         surroundings.writer,
         due=due(config.logging.every, source),
         num_steps=num_steps,
-        ledger=ledger,
+        ledger=parts.ledger,
         samples_per_epoch=source.num_samples,
     )
     evaluator = (
@@ -159,14 +186,11 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
-    schedule, peak = config.schedule, config.optimizer.learning_rate
     trainer = Trainer(
         source=source,
         estimator=estimator,
         update_rule=update_rule,
-        learning_rate=lambda step: learning_rate_at(
-            step, schedule=schedule.name, peak=peak, warmup_steps=schedule.warmup_steps, total_steps=num_steps
-        ),
+        learning_rate=learning_rates(config, source),
         num_steps=num_steps,
         micro_batch_size=config.training.micro_batch_size or config.training.batch_size,
         callbacks=callbacks,
@@ -240,12 +264,20 @@ def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSample
     return Ledger.of(products, activation_checkpointing=config.training.activation_checkpointing)
 
 
+def learning_rates(config: RunConfig, source: TrainingSamples) -> Callable[[int], float]:
+    """The learning rate of each step, counted from 0."""
+    schedule, peak, num_steps = config.schedule, config.optimizer.learning_rate, run_length(config, source)
+    return lambda step: learning_rate_at(
+        step, schedule=schedule.name, peak=peak, warmup_steps=schedule.warmup_steps, total_steps=num_steps
+    )
+
+
 def _build_evaluator(
     config: RunConfig,
     objective: Objective,
     held_out: EvaluationSamples,
     runtime: Runtime,
-    surroundings: Surroundings,
+    surroundings: RunSurroundings,
     source: TrainingSamples,
 ) -> Evaluator:
     def run() -> EvaluationResult:

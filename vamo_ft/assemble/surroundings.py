@@ -11,24 +11,33 @@ from vamo_ft.core.protocols import Progress
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.training.sinks import MetricsWriter
 
-__all__ = ["Surroundings", "due", "run_length"]
+__all__ = ["RunSurroundings", "Surroundings", "due", "run_length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a run gets from the process it lives in.
+    """What passes over data get from the process they live in.
 
     Attributes:
-        checkpoints: folder that checkpoints are written to.
-        writer: of metrics.jsonl.
         progress: shows long passes.
         stop_requested: whether a signal came.
     """
 
-    checkpoints: Path
-    writer: MetricsWriter
     progress: Progress
     stop_requested: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSurroundings(Surroundings):
+    """What a run gets besides.
+
+    Attributes:
+        checkpoints: folder that checkpoints are written to.
+        writer: of metrics.jsonl.
+    """
+
+    checkpoints: Path
+    writer: MetricsWriter
 
 
 def due(every: Period | None, source: TrainingSamples) -> Callable[[int], bool]:

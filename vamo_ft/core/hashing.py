@@ -32,6 +32,7 @@ class Domain(IntEnum):
     SUBSET = 5
     BLOCK_ORDER = 6
     FACTOR = 7
+    DIAGNOSIS = 8
 
 
 class HashKey(NamedTuple):

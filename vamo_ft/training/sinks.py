@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["MetricsWriter"]
+__all__ = ["MetricsWriter", "finite"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -42,7 +42,7 @@ class MetricsWriter:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line."""
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         self._file.write(line.encode())
         self._file.flush()
 
@@ -76,11 +76,12 @@ class MetricsWriter:
         self._file.close()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value in which numbers that are not finite are null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
