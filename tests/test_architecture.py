@@ -39,6 +39,7 @@ LIBRARIES = {  # library -> the parts of vamo_ft that may import it when they ru
     "rich": ("cli", "commands", "report", "training.progress"),
     "typer": ("cli",),
     "matplotlib": ("report",),
+    "sklearn": ("studies",),
 }
 LIGHT = ("cli", "commands.validate", "commands.methods", "commands.init", "commands.report", "commands.settings")
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}

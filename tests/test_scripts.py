@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [ROOT / ".ci" / "run", *(ROOT / "scripts" / name for name in ("setup", "test", "check", "quickstart"))]
+SCRIPTS = [
+    ROOT / ".ci" / "run",
+    *(ROOT / "scripts" / name for name in ("setup", "test", "check", "quickstart", "paper")),
+]
 
 PYTHON = """\
 #!/bin/sh
@@ -127,6 +130,11 @@ def test_setup_refuses_an_old_or_missing_python(checkout: Checkout) -> None:
 def test_test_hands_its_arguments_to_pytest(checkout: Checkout) -> None:
     checkout.done()
     assert checkout.done("test", "tests/a b.py", "-x") == ["-m pytest tests/a b.py -x"]
+
+
+def test_paper_hands_its_arguments_on(checkout: Checkout) -> None:
+    checkout.done()
+    assert checkout.done("paper", "--quick", "--out", "a b") == ["-m scripts.paper_figures --quick --out a b"]
 
 
 def test_quickstart_prepares_trains_and_tells_what_is_next(checkout: Checkout) -> None:

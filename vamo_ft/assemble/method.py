@@ -17,9 +17,8 @@ from vamo_ft.config.method import (
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, UpdateRule
+from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, SampleSource, UpdateRule
 from vamo_ft.core.rounding import share_finer_than_ulp
-from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.eps_search import EPS_CANDIDATES, RADIUS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.forward_gradient import ForwardGradient
@@ -48,7 +47,7 @@ def build_estimator(
     parameters: TrainableParameters,
     directions: Directions | None,
     runtime: Runtime,
-    source: TrainingSamples,
+    source: SampleSource,
     surroundings: Surroundings,
 ) -> GradientEstimator:
     """What turns the micro-batches of a step into a gradient estimate."""
@@ -146,7 +145,7 @@ def _svrg(
     objective: Objective,
     parameters: TrainableParameters,
     runtime: Runtime,
-    source: TrainingSamples,
+    source: SampleSource,
     passes: SnapshotPasses,
 ) -> Svrg:
     num_steps = run_length(config, source)
@@ -176,7 +175,7 @@ def _vamo(
     parameters: TrainableParameters,
     directions: Directions,
     runtime: Runtime,
-    source: TrainingSamples,
+    source: SampleSource,
     passes: SnapshotPasses,
 ) -> Vamo:
     snapshot, seed = method.snapshot, config.run.seed
@@ -212,7 +211,7 @@ def _vamo(
     )
 
 
-def _tell_split(boundary: int, source: TrainingSamples) -> None:
+def _tell_split(boundary: int, source: SampleSource) -> None:
     """How many samples are long; a warning where all are of one kind."""
     long, total = sum(source.length(index) > boundary for index in range(source.num_samples)), source.num_samples
     if 0 < long < total:

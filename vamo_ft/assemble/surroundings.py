@@ -7,8 +7,7 @@ from pathlib import Path
 
 from vamo_ft.config.period import Period
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.protocols import Progress
-from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.core.protocols import Progress, SampleSource
 from vamo_ft.training.sinks import MetricsWriter
 
 __all__ = ["RunSurroundings", "Surroundings", "due", "run_length"]
@@ -40,14 +39,14 @@ class RunSurroundings(Surroundings):
     writer: MetricsWriter
 
 
-def due(every: Period | None, source: TrainingSamples) -> Callable[[int], bool]:
+def due(every: Period | None, source: SampleSource) -> Callable[[int], bool]:
     """Whether something with period `every` is due before a step; without a period it never is."""
     if every is None:
         return lambda step: False
     return lambda step: every.due(step, batch_size=source.batch_size, num_samples=source.num_samples)
 
 
-def run_length(config: RunConfig, source: TrainingSamples) -> int:
+def run_length(config: RunConfig, source: SampleSource) -> int:
     """Updates of the whole run."""
     training = config.training
     if training.steps is not None:

@@ -1,22 +1,26 @@
-"""From a configuration file to a `RunConfig`, with every problem named by file, line and key."""
+"""From a file to a `RunConfig` or an `ExperimentConfig`, with every problem named by file, line and key."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from vamo_ft.config.errors import ConfigError
+from vamo_ft.config.paper import ExperimentConfig, arm_run
 from vamo_ft.config.presets import preset_values
 from vamo_ft.config.problems import Problem, find_problems
 from vamo_ft.config.schema import RunConfig
+from vamo_ft.config.section import Section
 from vamo_ft.config.yaml_text import KeyPath, dotted, parse_yaml, write_yaml
 
-__all__ = ["LoadedConfig", "dump_config", "load_config", "resolved_values"]
+__all__ = ["LoadedConfig", "dump_config", "load_config", "load_experiment", "resolved_values"]
 
 _OVERRIDE = "--set"
+
+Schema = TypeVar("Schema", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,28 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> LoadedConfig:
     for override in overrides:
         draft.override(override)
     draft.preset()
-    try:
-        config = RunConfig.model_validate(draft.values)
-    except ValidationError as error:
-        draft.problems.extend(draft.locate(problem) for problem in find_problems(error))
-        draft.raise_problems()
-        raise AssertionError("a validation error without problems") from error
-    draft.raise_problems()
+    config = draft.validated(RunConfig)
     return LoadedConfig(config, {dotted(leaf): draft.source(leaf) for leaf in _leaves(_plain(config))})
+
+
+def load_experiment(path: Path, *, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Reads, overrides and validates a synthetic experiment; method names preset nothing there.
+
+    Raises:
+        ConfigError: with all problems found, in the order of their lines.
+    """
+    draft = _read(path)
+    for override in overrides:
+        draft.override(override)
+    experiment = draft.validated(ExperimentConfig)
+    for number, arm in enumerate(experiment.arms):
+        try:
+            arm_run(experiment, arm, seed=experiment.tuning_seed, learning_rate=arm.learning_rates[0])
+        except ValidationError as error:
+            for problem in find_problems(error, schema=RunConfig):
+                draft.problems.append(draft.locate(Problem(("arms", str(number), *problem.path), problem.text)))
+    draft.raise_problems()
+    return experiment
 
 
 def dump_config(config: RunConfig) -> str:
@@ -104,6 +122,16 @@ class _Draft:
             if _is_open(self.values, path):
                 assert isinstance(method, Mapping)
                 self._put(path, value, source=f"preset {method['name']}")
+
+    def validated(self, schema: type[Schema]) -> Schema:
+        try:
+            config = schema.model_validate(self.values)
+        except ValidationError as error:
+            self.problems.extend(self.locate(problem) for problem in find_problems(error, schema=schema))
+            self.raise_problems()
+            raise AssertionError("a validation error without problems") from error
+        self.raise_problems()
+        return config
 
     def source(self, path: KeyPath) -> str:
         if path in self.written:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.section import Section
 from vamo_ft.config.yaml_text import KeyPath, dotted
 
@@ -26,15 +25,19 @@ class Problem:
     text: str
 
 
-def find_problems(error: ValidationError) -> list[Problem]:
-    """Every finding once: the branches of a union are told in one sentence, and tags are not part of a key."""
+def find_problems(error: ValidationError, *, schema: type[Section]) -> list[Problem]:
+    """Every finding once: the branches of a union are told in one sentence, and tags are not part of a key.
+
+    Args:
+        schema: the whole file's section, which was validated.
+    """
     details = error.errors(include_url=False)
-    paths = [_follow(item["loc"]).path for item in details]
+    paths = [_follow(item["loc"], schema).path for item in details]
     problems: list[Problem] = []
     requirements: dict[KeyPath, list[ErrorDetails]] = {}
     for item, path in zip(details, paths, strict=True):
         if item["type"] not in _REQUIREMENTS:
-            problems.append(_explain(item))
+            problems.append(_explain(item, schema))
         elif not any(len(other) > len(path) and other[: len(path)] == path for other in paths):
             requirements.setdefault(path, []).append(item)
     problems.extend(Problem(path, _requirement(items)) for path, items in requirements.items())
@@ -71,8 +74,8 @@ def _requirement(items: Sequence[ErrorDetails]) -> str:
     return text + _did_you_mean(value, choices)
 
 
-def _explain(item: ErrorDetails) -> Problem:
-    place = _follow(item["loc"])
+def _explain(item: ErrorDetails, schema: type[Section]) -> Problem:
+    place = _follow(item["loc"], schema)
     context = item.get("ctx", {})
     match item["type"]:
         case "missing" if place.section is None:
@@ -80,7 +83,7 @@ def _explain(item: ErrorDetails) -> Problem:
         case "missing":
             return Problem(place.path, _missing(place))
         case "extra_forbidden" | "invalid_key":
-            return Problem(place.path, _unknown(place))
+            return Problem(place.path, _unknown(place, schema))
         case "union_tag_invalid" | "union_tag_not_found":
             key = _tag(place.members[0]).key
             choices = [value for member in place.members for value in _tag(member).values]
@@ -119,7 +122,7 @@ def _missing(place: "_Place") -> str:
     return f"required section{' with ' + ', '.join(keys) if keys else ''}"
 
 
-def _unknown(place: "_Place") -> str:
+def _unknown(place: "_Place", schema: type[Section]) -> str:
     assert place.section is not None
     key, allowed = place.path[-1], list(place.section.model_fields)
     if place.section in place.branches:
@@ -127,7 +130,7 @@ def _unknown(place: "_Place") -> str:
         if owners:
             return f"unknown key here; it belongs to {_tag(place.section).key}: {_either(owners, quoted=False)}"
     hints = _did_you_mean(key, allowed)
-    homes = [section for section in dict.fromkeys(_homes(key)) if section != dotted(place.path[:-1])]
+    homes = [section for section in dict.fromkeys(_homes(key, schema)) if section != dotted(place.path[:-1])]
     if homes:
         hints += f"{'' if hints else '.'} '{key}' is a key of {_either(homes, quoted=False, word='and')}"
     return f"unknown key{hints or '. The keys here are ' + ', '.join(allowed)}"
@@ -150,9 +153,9 @@ class _Place:
     branches: tuple[type[Section], ...]
 
 
-def _follow(location: Iterable[int | str]) -> _Place:
+def _follow(location: Iterable[int | str], schema: type[Section]) -> _Place:
     path: KeyPath = ()
-    members: tuple[Any, ...] = (RunConfig,)
+    members: tuple[Any, ...] = (schema,)
     section: type[Section] | None = None
     branches: tuple[type[Section], ...] = ()
     for item in map(str, location):
@@ -203,7 +206,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return () if annotation is NoneType else (annotation,)
 
 
-def _homes(key: str, section: type[Section] = RunConfig, path: KeyPath = ()) -> Iterable[str]:
+def _homes(key: str, section: type[Section], path: KeyPath = ()) -> Iterable[str]:
     """Dotted names of the sections that have `key`."""
     if path and key in section.model_fields:
         yield dotted(path)

@@ -33,6 +33,7 @@ class Domain(IntEnum):
     BLOCK_ORDER = 6
     FACTOR = 7
     DIAGNOSIS = 8
+    PROBLEM = 9
 
 
 class HashKey(NamedTuple):

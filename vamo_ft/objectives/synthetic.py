@@ -3,12 +3,14 @@
 Shapes: B samples, d parameters.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
 
-__all__ = ["NonconvexLeastSquares", "Quadratic"]
+__all__ = ["ClassLogits", "MlpClassifier", "NonconvexLeastSquares", "Quadratic"]
 
 
 class _Point(nn.Module):
@@ -66,3 +68,30 @@ class NonconvexLeastSquares(_Synthetic):
 
     def _values(self, batch: Batch, x: Tensor) -> Tensor:
         return (batch.targets["targets"] - torch.sigmoid(batch.inputs["features"] @ x)).square()
+
+
+class ClassLogits(NamedTuple):
+    """A network's output, as `SequenceClassification` reads it: (B, classes) logits."""
+
+    logits: Tensor
+
+
+class MlpClassifier(nn.Module):
+    """`logits = W2 relu(W1 a + b1) + b2`, with one hidden layer; its loss is that of `SequenceClassification`.
+
+    Initial values are torch's, drawn from torch's default generator: build it within `seeded_generator`.
+
+    Args:
+        width: elements of `features` (B, width).
+        hidden: hidden units.
+        classes: elements of the output.
+    """
+
+    def __init__(self, width: int, *, hidden: int, classes: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, hidden, dtype=dtype)
+        self.outer = nn.Linear(hidden, classes, dtype=dtype)
+
+    def forward(self, features: Tensor) -> ClassLogits:
+        """The logits of each sample."""
+        return ClassLogits(self.outer(torch.relu(self.inner(features))))

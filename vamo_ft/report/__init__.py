@@ -1,1 +1,1 @@
-"""Pictures of what was measured."""
+"""From what runs have written to tables and pictures."""

@@ -1,1 +1,1 @@
-"""Measurements and comparisons made of whole runs."""
+"""Runs of runs: what many trainings, or measurements on a model, tell together."""

@@ -18,7 +18,7 @@ from rich.progress import (
 
 from vamo_ft.core.protocols import ProgressTask
 
-__all__ = ["ConsoleProgress"]
+__all__ = ["ConsoleProgress", "SilentProgress"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -58,6 +58,23 @@ class ConsoleProgress:
             self._open -= 1
             if self._open == 0:
                 self._bars.stop()
+
+
+class SilentProgress:
+    """Shows nothing, for what runs many times within something that shows its own progress."""
+
+    @contextmanager
+    def task(self, description: str, total: int, *, done: int = 0) -> Iterator[ProgressTask]:
+        """A task that nobody sees."""
+        yield _SilentTask()
+
+
+class _SilentTask:
+    def advance(self, amount: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
 
 
 class _Bar:
