@@ -17,7 +17,7 @@ from vamo_ft.core.protocols import Directions
 from vamo_ft.core.second_moment import SecondMoment
 from vamo_ft.core.sparse import SparseDirections
 
-DRAWS = 300
+DRAWS = 400
 
 
 def module(*, vectors: bool = True) -> nn.Module:
@@ -70,7 +70,7 @@ def test_the_moment_is_the_mean_over_draws(structure: str, vectors: bool) -> Non
     # the leading axis from one half of the draws, its variance from the other: the same half would overstate it
     first, second = z[::2], z[1::2]
     _, axes = torch.linalg.eigh(first.T @ first)
-    assert actual.largest == pytest.approx(float((second @ axes[:, -1]).square().mean()), rel=0.35)
+    assert actual.largest == pytest.approx(float((second @ axes[:, -1]).square().mean()), rel=0.25)
     assert actual.stable_rank == actual.trace / actual.largest
     assert actual.overlap == pytest.approx(actual.quadratic / actual.largest / float(g @ g), rel=1e-12)
 

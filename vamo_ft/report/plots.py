@@ -84,6 +84,7 @@ def draw_diagnosis(path: Path, *, errors: ErrorPanel, variance: VariancePanel | 
             axes.fill_between(variance.ages, band.lows, band.highs, alpha=0.15, color=line.get_color())
         axes.axhline(variance.same_compute, color="black", linestyle="--", label="a larger batch, same compute")
         axes.set_xscale("symlog", base=2, linthresh=1)
+        axes.set_xticks(variance.ages, [str(age) for age in variance.ages])
         axes.set_xlabel("age of the snapshot (steps)")
         axes.set_ylabel("variance, corrected / plain")
         axes.set_title("What the correction leaves")
