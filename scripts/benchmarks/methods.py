@@ -113,6 +113,7 @@ def build_ours(
     source = cast(TrainingSamples, samples)  # has all that estimators and periods ask of one
     surroundings = Surroundings(
         checkpoints=Path(os.devnull),
+        seed_log=Path(os.devnull),
         writer=cast(MetricsWriter, None),  # belongs to the training loop, which is not measured
         progress=_Silent(),
         stop_requested=lambda: False,

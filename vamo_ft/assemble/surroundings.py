@@ -20,12 +20,14 @@ class Surroundings:
 
     Attributes:
         checkpoints: folder that checkpoints are written to.
+        seed_log: file that a run along directions logs its updates to.
         writer: of metrics.jsonl.
         progress: shows long passes.
         stop_requested: whether a signal came.
     """
 
     checkpoints: Path
+    seed_log: Path
     writer: MetricsWriter
     progress: Progress
     stop_requested: Callable[[], bool]
