@@ -4,8 +4,6 @@ import logging
 import shutil
 from pathlib import Path
 
-from peft import PeftModel
-
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.seedlog import replay_seed_log
 from vamo_ft.config.schema import RunConfig
@@ -54,7 +52,6 @@ def _save(
 ) -> None:
     model = loaded.model
     if merge:
-        assert isinstance(model, PeftModel)
         model, difference = merge_adapter(model)
         _log.info("merged: logits differ by at most %.1e of the largest from those with the adapter", difference)
     save_model(model, loaded.tokenizer, directory)

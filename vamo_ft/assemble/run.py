@@ -133,7 +133,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         owners["seed_log"] = seed_logger
     if checkpoint is not None:
         for name, owner in owners.items():
-            if name not in ("evaluation", "seed_log") or checkpoint.holds(name):  # held-out data may be new
+            if name not in ("evaluation", "seed_log") or checkpoint.holds(name):  # held-out data, and logs, may be new
                 owner.load_state_dict(checkpoint.load(name))
 
     def save(state: RunState) -> None:

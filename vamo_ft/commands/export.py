@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from safetensors import SafetensorError
 
 from vamo_ft.assemble import copy_model, merge_model, rebuild_model
 from vamo_ft.commands.console import logging_to
@@ -59,7 +60,7 @@ def _in_place_of(out: Path) -> Iterator[Path]:
         aside.mkdir(parents=True)
         yield aside
         aside.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(f"{out}: could not be written: {error}; make room, or choose another folder") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -17,7 +17,7 @@ _TOLERANCE = 1e-3  # of the largest logit; float32 gives some 1e-6
 
 
 @torch.no_grad()
-def merge_adapter(model: PeftModel) -> tuple[PreTrainedModel, float]:
+def merge_adapter(model: PreTrainedModel | PeftModel) -> tuple[PreTrainedModel, float]:
     """`W + s B A` in the place of each adapted W, added in float32 and then rounded to W's type; `model` is used up.
 
     The logits of a batch of random tokens are compared before and after, in float32 and before the rounding.
@@ -30,6 +30,7 @@ def merge_adapter(model: PeftModel) -> tuple[PreTrainedModel, float]:
         DataError: the logits differ: the model computes something with an adapted layer that no merged weight can do,
             such as sharing it with one that is not adapted.
     """
+    assert isinstance(model, PeftModel), "there is an adapter"
     dtype = model.config.dtype
     assert isinstance(dtype, torch.dtype)
     model.eval()
