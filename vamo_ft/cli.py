@@ -158,6 +158,30 @@ def _diagnose(
     diagnose(settings, out=out, samples=samples, steps=steps, batches=batches)
 
 
+@app.command("export")
+def _export(
+    target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is new or empty.")],
+    from_seedlog: Annotated[
+        str | None,
+        typer.Option(metavar="BASE", help="Rebuild the weights from this base model and the run's seedlog.bin alone."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --from-seedlog: after the first N steps.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base model.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write a plain Hugging Face folder: the model, the adapter, or both merged."""
+    from vamo_ft.commands.settings import find_run, find_seed_log, load_settings
+
+    config, source = find_run(target) if from_seedlog is None else find_seed_log(target)
+    settings = load_settings(config, overrides=overrides or [])
+    from vamo_ft.commands.export import export
+
+    export(settings, source=source, out=out, base=from_seedlog, steps=steps, merge=merge)
+
+
 @app.command("methods")
 def _methods() -> None:
     """List the methods, what each costs per step and what it holds in memory."""

@@ -10,19 +10,21 @@ import torch
 from vamo_ft import __version__
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.method import build_estimator, build_update_rule
+from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
+from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.method import SvrgConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.config.schema import ClassificationFormat, DataSetConfig, RunConfig
+from vamo_ft.config.schema import DataSetConfig, RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, write_model_card
-from vamo_ft.models.loading import LoadedModel, checkpoint_activations, load_model
+from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
@@ -30,7 +32,6 @@ from vamo_ft.training.continuation import check_length, check_samples, check_set
 from vamo_ft.training.evaluation import EvaluationResult, evaluate
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
-from vamo_ft.training.runtime import build_runtime
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 
@@ -76,20 +77,6 @@ class Parts:
     ledger: Ledger
 
 
-def _load_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
-    """The model on the runtime's device; `weights` is a saved `model/` folder that replaces its values."""
-    labels = config.data.format.labels if isinstance(config.data.format, ClassificationFormat) else {}
-    loaded = load_model(
-        config.model,
-        offline=config.run.offline,
-        seed=config.run.seed,
-        num_labels=len(labels) if config.model.task == "sequence_classification" else None,
-        weights=weights,
-    )
-    loaded.model.to(runtime.device)
-    return loaded
-
-
 def build_parts(config: RunConfig, *, weights: Path | None) -> Parts:
     """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
 
@@ -97,8 +84,8 @@ def build_parts(config: RunConfig, *, weights: Path | None) -> Parts:
         DataError: model or data are not what the configuration says.
         UsageError: the model has no positions for the longest sample.
     """
-    runtime = _build_runtime(config)
-    loaded = _load_model(config, runtime=runtime, weights=weights)
+    runtime = build_run_runtime(config)
+    loaded = load_run_model(config, runtime=runtime, weights=weights)
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -159,9 +146,21 @@ def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: C
         owners["directions"] = directions
     if evaluator is not None:
         owners["evaluation"] = evaluator
+    seed_logger = build_seed_logger(
+        config,
+        update_rule,
+        parameters,
+        directions,
+        path=surroundings.seed_log,
+        due=due(config.logging.every, source),
+        num_steps=num_steps,
+        base=loaded.model if checkpoint is None else None,
+    )
+    if seed_logger is not None:
+        owners["seed_log"] = seed_logger
     if checkpoint is not None:
         for name, owner in owners.items():
-            if name != "evaluation" or checkpoint.holds(name):  # held-out data may be new
+            if name not in ("evaluation", "seed_log") or checkpoint.holds(name):  # held-out data, and logs, may be new
                 owner.load_state_dict(checkpoint.load(name))
 
     def save(state: RunState) -> None:
@@ -186,6 +185,8 @@ def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: C
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
+    if seed_logger is not None:
+        callbacks.append(seed_logger)
     trainer = Trainer(
         source=source,
         estimator=estimator,
@@ -210,8 +211,8 @@ def evaluate_model(
         DataError: model or data are not what the configuration says.
         UsageError: the model has no positions for the longest sample.
     """
-    runtime = _build_runtime(config)
-    loaded = _load_model(config, runtime=runtime, weights=weights)
+    runtime = build_run_runtime(config)
+    loaded = load_run_model(config, runtime=runtime, weights=weights)
     held_out = load_evaluation(
         config.data,
         data_set,
@@ -247,10 +248,6 @@ def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | Evaluation
             f"data.max_length: samples take up to {longest} tokens, answers to be generated included, and the model "
             f"has positions for {limit}; lower data.max_length (or max_new_tokens)"
         )
-
-
-def _build_runtime(config: RunConfig) -> Runtime:
-    return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None)
 
 
 def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:

@@ -32,10 +32,12 @@ class RunSurroundings(Surroundings):
 
     Attributes:
         checkpoints: folder that checkpoints are written to.
+        seed_log: file that a run along directions logs its updates to.
         writer: of metrics.jsonl.
     """
 
     checkpoints: Path
+    seed_log: Path
     writer: MetricsWriter
 
 

@@ -69,6 +69,7 @@ def _train(
             writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
         surroundings = RunSurroundings(
             checkpoints=directory.checkpoints,
+            seed_log=directory.seed_log,
             writer=writer,
             progress=ConsoleProgress(console),
             stop_requested=signals.requested,
