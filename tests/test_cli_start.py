@@ -77,7 +77,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
-    for name in ("train", "evaluate"):
+    for name in ("train", "evaluate", "export"):
         _replace(monkeypatch, name, lambda config, **options: calls.append((config.run.name, options)))
     assert run(["train", "config.yaml"]) == 0
     assert (
@@ -88,11 +88,17 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs/a/config.yaml").write_text(Path("config.yaml").read_text())
     assert run(["evaluate", "runs/a", "--data", "d.csv", "--set", "run.name=c"]) == 0
     assert run(["evaluate", "runs/a/checkpoints/step-00000002"]) == 0
+    Path("runs/a/seedlog.bin").touch()
+    assert run(["export", "runs/a", "out", "--merge"]) == 0
+    assert run(["export", "runs/a", "out", "--from-seedlog", "base", "--steps", "3"]) == 0
+    exported = {"out": Path("out"), "base": None, "steps": None, "merge": False}
     assert calls == [
         ("demo", {"resume": "auto", "fresh": False}),
         ("b", {"resume": "never", "fresh": True}),
         ("c", {"model": Path("runs/a/model"), "data": "d.csv"}),
         ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None}),
+        ("demo", {**exported, "source": Path("runs/a/model"), "merge": True}),
+        ("demo", {**exported, "source": Path("runs/a/seedlog.bin"), "base": "base", "steps": 3}),
     ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
 from tests.workspace import LORA, Workspace, merged
-from vamo_ft.assemble import run
+from vamo_ft.assemble import model
 from vamo_ft.config.method import METHOD_NAMES
 from vamo_ft.core.perturbation import Perturber
 from vamo_ft.core.prefix import PrefixReuse
@@ -80,7 +80,7 @@ class Count:
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Count:
     """Watches the model of the next run, without the passes that only prove that streaming and reuse change nothing."""
-    count, load, step = Count(), run.load_model, Trainer._step
+    count, load, step = Count(), model.load_model, Trainer._step
 
     def watched_model(*arguments: Any, **keywords: Any) -> Any:
         loaded = load(*arguments, **keywords)
@@ -93,7 +93,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Count:
         count.reported = self.state.work
         return record
 
-    monkeypatch.setattr(run, "load_model", watched_model)
+    monkeypatch.setattr(model, "load_model", watched_model)
     monkeypatch.setattr(Trainer, "_step", watched_step)
     monkeypatch.setattr(Perturber, "checked", lambda self, evaluate, *, plain=None: evaluate())
     monkeypatch.setattr(PrefixReuse, "_compared", lambda self, reused, losses, support: reused[-1])

@@ -144,6 +144,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert workspace.train("--set", "run.name=whole", "--fresh", "--set", "training.forward_batch_tokens=300") == 0
     assert workspace.weights() == workspace.weights("whole-2")
     assert workspace.metrics() == workspace.metrics("whole-2")
+    assert workspace.seed_log() == workspace.seed_log("whole-2")
 
 
 def test_a_crash_loses_only_the_work_since_the_checkpoint(

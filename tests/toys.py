@@ -12,6 +12,7 @@ from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective
 from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.second_moment import SecondMoment, squared_norm
 from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
 from vamo_ft.estimators.eps_search import EPS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
@@ -139,6 +140,13 @@ class ExplicitDirections:
     def gram(self, keys: Sequence[HashKey]) -> Tensor:
         rows = self.rows[[key.probe for key in keys]].double()
         return rows @ rows.T
+
+    def second_moment(self, gradients: Sequence[Tensor | None], keys: Sequence[HashKey]) -> SecondMoment:
+        gram, given = self.gram(keys), squared_norm(gradients)
+        largest = float(torch.linalg.matrix_norm(gram, 2))
+        return SecondMoment(
+            float(gram.trace()), largest, float(self.dots(gradients, keys).square().sum()), float(given)
+        )
 
 
 class TinyNetwork(nn.Module):

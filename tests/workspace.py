@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.tiny import save_model_folder, sentiment_rows, tiny_llama, write_jsonl
 from vamo_ft.cli import run
@@ -16,6 +18,12 @@ TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "eval.seconds")
 LORA = {"type": "lora", "r": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 
 VAMO = {"method": {"name": "vamo", "probes": 2, "eps": 0.001, "snapshot": {"every": "4 steps"}}}
+PLAIN: dict[str, Any] = {
+    "data": {"evaluation": None},
+    "evaluation": {"every": None, "metrics": ["loss"]},
+    "optimizer": {"learning_rate": 1e-3},
+}
+MEZO: dict[str, Any] = {**PLAIN, "method": {"name": "mezo"}}
 ADAMW = {"optimizer": {"name": "adamw", "learning_rate": 0.01}}
 
 
@@ -50,6 +58,19 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+def weights_in(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a model folder."""
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def equal_weights(first: Path, second: Path) -> bool:
+    """Whether two model folders hold the same tensors, bit for bit."""
+    a, b = weights_in(first), weights_in(second)
+    return a.keys() == b.keys() != set() and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
+
+
 class Workspace:
     """The folder; commands run in this process, with it as the working directory."""
 
@@ -74,6 +95,11 @@ class Workspace:
         """The lines of metrics.jsonl, without what depends on the clock."""
         lines = (self.directory(name) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+    def seed_log(self, name: str = "tiny") -> bytes | None:
+        """The bytes of seedlog.bin, where there is one."""
+        log = self.directory(name) / "seedlog.bin"
+        return log.read_bytes() if log.exists() else None
 
     def weights(self, name: str = "tiny") -> str:
         """A hash of the final model's tensors."""

@@ -138,6 +138,50 @@ def _evaluate(
     evaluate(settings, model=model, data=data)
 
 
+@app.command("diagnose")
+def _diagnose(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; default <output_dir>/<run name>-diagnose.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Held-out samples whose gradients are taken one by one.")] = 64,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps before the measurements, in memory only.")] = 64,
+    batches: Annotated[int, typer.Option(min=3, help="Held-out batches whose variance is measured.")] = 32,
+) -> None:
+    """Measure noise floor, variance, cost and what the correction gives, and say whether it pays."""
+    from vamo_ft.commands.settings import load_settings
+
+    settings = load_settings(config, overrides=overrides or [])
+    from vamo_ft.commands.diagnose import diagnose
+
+    diagnose(settings, out=out, samples=samples, steps=steps, batches=batches)
+
+
+@app.command("export")
+def _export(
+    target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is new or empty.")],
+    from_seedlog: Annotated[
+        str | None,
+        typer.Option(metavar="BASE", help="Rebuild the weights from this base model and the run's seedlog.bin alone."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --from-seedlog: after the first N steps.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base model.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write a plain Hugging Face folder: the model, the adapter, or both merged."""
+    from vamo_ft.commands.settings import find_run, find_seed_log, load_settings
+
+    config, source = find_run(target) if from_seedlog is None else find_seed_log(target)
+    settings = load_settings(config, overrides=overrides or [])
+    from vamo_ft.commands.export import export
+
+    export(settings, source=source, out=out, base=from_seedlog, steps=steps, merge=merge)
+
+
 @app.command("methods")
 def _methods() -> None:
     """List the methods, what each costs per step and what it holds in memory."""

@@ -1,10 +1,8 @@
 """vamo-ft's own methods, built from a configuration as a run builds them."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,7 +23,6 @@ from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.models.adapters import add_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.objectives.causal_lm import CausalLM
-from vamo_ft.training.sinks import MetricsWriter
 
 __all__ = [
     "ADAMW",
@@ -111,12 +108,7 @@ def build_ours(
     runtime = LocalRuntime(setting.device)
     directions = build_directions(config, parameters, module)
     source = cast(TrainingSamples, samples)  # has all that estimators and periods ask of one
-    surroundings = Surroundings(
-        checkpoints=Path(os.devnull),
-        writer=cast(MetricsWriter, None),  # belongs to the training loop, which is not measured
-        progress=_Silent(),
-        stop_requested=lambda: False,
-    )
+    surroundings = Surroundings(progress=_Silent(), stop_requested=lambda: False)
     return Ours(
         config=config,
         module=module,

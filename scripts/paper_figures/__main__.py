@@ -12,7 +12,7 @@ from rich.console import Console
 
 from scripts.paper_figures.figures import table, write_results
 from scripts.paper_figures.language_model import METHODS, run_language_model
-from vamo_ft.assemble.surroundings import PassSurroundings
+from vamo_ft.assemble.surroundings import Surroundings
 from vamo_ft.commands.console import logging_to
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.load import load_experiment
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     try:
         with logging_to(console), StopSignals() as signals:
-            surroundings = PassSurroundings(ConsoleProgress(console), signals.requested)
+            surroundings = Surroundings(ConsoleProgress(console), signals.requested)
             for name in options.experiments:
                 began = time.perf_counter()
                 if name in SYNTHETIC:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
-def _run_synthetic(name: str, options: argparse.Namespace, surroundings: PassSurroundings) -> dict[str, Any]:
+def _run_synthetic(name: str, options: argparse.Namespace, surroundings: Surroundings) -> dict[str, Any]:
     overrides = list(options.set)
     if options.seeds is not None:
         overrides.append(f"seeds={list(range(options.seeds))}")

@@ -106,6 +106,29 @@ def test_projected_sgd_equals_dense_arithmetic_and_allocates_no_gradient(clip):
     assert all(tensor.grad is None for tensor in parameters.tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replay_makes_the_updates_again_bit_for_bit(dtype):
+    def build() -> tuple[TrainableParameters, ProjectedSgd]:
+        parameters = TrainableParameters(TinyNetwork(10, dtype=dtype))
+        directions = HashedDirections(parameters, distribution="sphere")
+        return parameters, ProjectedSgd(parameters, directions, weight_decay=0.2, max_grad_norm=0.5, seed=3)
+
+    parameters, rule = build()
+    assert rule.applied is None
+    updates, start = [], parameters.digest()
+    for step in range(4):
+        rule.apply(projected(0.3 * step, -1 / 3), learning_rate=0.1 / (step + 1), step=step)
+        updates.append(rule.applied)
+    assert [(update.step, update.learning_rate) for update in updates] == [(i, 0.1 / (i + 1)) for i in range(4)]
+    assert all(update.gradient.keys == projected(0.0, 0.0).projected.keys for update in updates)
+    assert dense(Estimate(torch.zeros(()), Work(), updates[1].gradient), rule._directions).norm() < 0.5 + 1e-6
+    again, second = build()
+    assert again.digest() == start
+    for update in updates:
+        second.replay(update)
+    assert again.digest() == parameters.digest() != start
+
+
 def test_bfloat16_updates_far_below_an_ulp_do_not_vanish():
     network = TinyNetwork(2000, dtype=torch.bfloat16)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 
 from scripts.paper_figures.figures import table, write_results
 from tests.toys import normal
-from vamo_ft.assemble.surroundings import PassSurroundings
+from vamo_ft.assemble.surroundings import Surroundings
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.load import load_experiment
 from vamo_ft.config.paper import ExperimentConfig, LeastSquaresConfig
@@ -45,8 +45,8 @@ COUNTS = {
 }
 
 
-def surroundings(*, stop_requested=lambda: False) -> PassSurroundings:
-    return PassSurroundings(SilentProgress(), stop_requested)
+def surroundings(*, stop_requested=lambda: False) -> Surroundings:
+    return Surroundings(SilentProgress(), stop_requested)
 
 
 def load(text: str, folder: Path) -> ExperimentConfig:

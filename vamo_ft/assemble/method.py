@@ -3,7 +3,7 @@
 import logging
 import math
 
-from vamo_ft.assemble.surroundings import PassSurroundings, due, run_length
+from vamo_ft.assemble.surroundings import Surroundings, due, run_length
 from vamo_ft.config.method import (
     AddaxConfig,
     FirstOrderConfig,
@@ -48,7 +48,7 @@ def build_estimator(
     directions: Directions | None,
     runtime: Runtime,
     source: SampleSource,
-    surroundings: PassSurroundings,
+    surroundings: Surroundings,
 ) -> GradientEstimator:
     """What turns the micro-batches of a step into a gradient estimate."""
     method, seed = config.method, config.run.seed

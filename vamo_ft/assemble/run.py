@@ -1,7 +1,7 @@
 """Turns a configuration into a run, ready to start or to go on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,21 @@ import torch
 from vamo_ft import __version__
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.method import build_estimator, build_update_rule
+from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.surroundings import Surroundings, due, run_length
+from vamo_ft.assemble.seedlog import build_seed_logger
+from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.method import SvrgConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.config.schema import ClassificationFormat, DataSetConfig, RunConfig
+from vamo_ft.config.schema import DataSetConfig, RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Objective, Progress, Runtime, Stateful
+from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, write_model_card
-from vamo_ft.models.loading import LoadedModel, checkpoint_activations, load_model
+from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
@@ -30,11 +32,10 @@ from vamo_ft.training.continuation import check_length, check_samples, check_set
 from vamo_ft.training.evaluation import EvaluationResult, evaluate
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
-from vamo_ft.training.runtime import build_runtime
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 
-__all__ = ["Run", "build_run", "evaluate_model"]
+__all__ = ["Parts", "Run", "build_parts", "build_run", "evaluate_model", "learning_rates"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -62,32 +63,29 @@ class Run:
         write_model_card(directory, title=title, facts=facts)
 
 
-def _load_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
-    """The model on the runtime's device; `weights` is a saved `model/` folder that replaces its values."""
-    labels = config.data.format.labels if isinstance(config.data.format, ClassificationFormat) else {}
-    loaded = load_model(
-        config.model,
-        offline=config.run.offline,
-        seed=config.run.seed,
-        num_labels=len(labels) if config.model.task == "sequence_classification" else None,
-        weights=weights,
-    )
-    loaded.model.to(runtime.device)
-    return loaded
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a method works on."""
+
+    loaded: LoadedModel
+    runtime: Runtime
+    source: TrainingSamples
+    held_out: EvaluationSamples | None
+    objective: Objective
+    parameters: TrainableParameters
+    directions: Directions | None
+    ledger: Ledger
 
 
-def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Checkpoint | None) -> Run:
-    """Loads model and data, builds everything, and restores `checkpoint` where there is one.
+def build_parts(config: RunConfig, *, weights: Path | None) -> Parts:
+    """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
 
     Raises:
-        DataError: model or data are not what the configuration, or the checkpoint, says.
-        UsageError: the checkpoint belongs to another run, or lies behind this one's end; or the model has no positions
-            for the longest sample.
+        DataError: model or data are not what the configuration says.
+        UsageError: the model has no positions for the longest sample.
     """
-    if checkpoint is not None:
-        check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
-    runtime = _build_runtime(config)
-    loaded = _load_model(config, runtime=runtime, weights=checkpoint.model_dir if checkpoint else None)
+    runtime = build_run_runtime(config)
+    loaded = load_run_model(config, runtime=runtime, weights=weights)
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -108,6 +106,22 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         checkpoint_activations(loaded.model)
     parameters = TrainableParameters(loaded.model)
     directions = build_directions(config, parameters, loaded.model)
+    return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)
+
+
+def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: Checkpoint | None) -> Run:
+    """Loads model and data, builds everything, and restores `checkpoint` where there is one.
+
+    Raises:
+        DataError: model or data are not what the configuration, or the checkpoint, says.
+        UsageError: the checkpoint belongs to another run, or lies behind this one's end; or the model has no positions
+            for the longest sample.
+    """
+    if checkpoint is not None:
+        check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
+    parts = build_parts(config, weights=checkpoint.model_dir if checkpoint else None)
+    loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
+    objective, parameters, directions = parts.objective, parts.parameters, parts.directions
     estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = run_length(config, source)
@@ -121,7 +135,7 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         surroundings.writer,
         due=due(config.logging.every, source),
         num_steps=num_steps,
-        ledger=ledger,
+        ledger=parts.ledger,
         samples_per_epoch=source.num_samples,
     )
     evaluator = (
@@ -132,9 +146,21 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         owners["directions"] = directions
     if evaluator is not None:
         owners["evaluation"] = evaluator
+    seed_logger = build_seed_logger(
+        config,
+        update_rule,
+        parameters,
+        directions,
+        path=surroundings.seed_log,
+        due=due(config.logging.every, source),
+        num_steps=num_steps,
+        base=loaded.model if checkpoint is None else None,
+    )
+    if seed_logger is not None:
+        owners["seed_log"] = seed_logger
     if checkpoint is not None:
         for name, owner in owners.items():
-            if name != "evaluation" or checkpoint.holds(name):  # held-out data may be new
+            if name not in ("evaluation", "seed_log") or checkpoint.holds(name):  # held-out data, and logs, may be new
                 owner.load_state_dict(checkpoint.load(name))
 
     def save(state: RunState) -> None:
@@ -159,14 +185,13 @@ def build_run(config: RunConfig, surroundings: Surroundings, *, checkpoint: Chec
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
-    schedule, peak = config.schedule, config.optimizer.learning_rate
+    if seed_logger is not None:
+        callbacks.append(seed_logger)
     trainer = Trainer(
         source=source,
         estimator=estimator,
         update_rule=update_rule,
-        learning_rate=lambda step: learning_rate_at(
-            step, schedule=schedule.name, peak=peak, warmup_steps=schedule.warmup_steps, total_steps=num_steps
-        ),
+        learning_rate=learning_rates(config, source),
         num_steps=num_steps,
         micro_batch_size=config.training.micro_batch_size or config.training.batch_size,
         callbacks=callbacks,
@@ -186,8 +211,8 @@ def evaluate_model(
         DataError: model or data are not what the configuration says.
         UsageError: the model has no positions for the longest sample.
     """
-    runtime = _build_runtime(config)
-    loaded = _load_model(config, runtime=runtime, weights=weights)
+    runtime = build_run_runtime(config)
+    loaded = load_run_model(config, runtime=runtime, weights=weights)
     held_out = load_evaluation(
         config.data,
         data_set,
@@ -225,10 +250,6 @@ def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | Evaluation
         )
 
 
-def _build_runtime(config: RunConfig) -> Runtime:
-    return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None)
-
-
 def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:
     """Prices from one pass over one sample, before anything is recomputed or replaced in the model.
 
@@ -240,12 +261,20 @@ def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSample
     return Ledger.of(products, activation_checkpointing=config.training.activation_checkpointing)
 
 
+def learning_rates(config: RunConfig, source: TrainingSamples) -> Callable[[int], float]:
+    """The learning rate of each step, counted from 0."""
+    schedule, peak, num_steps = config.schedule, config.optimizer.learning_rate, run_length(config, source)
+    return lambda step: learning_rate_at(
+        step, schedule=schedule.name, peak=peak, warmup_steps=schedule.warmup_steps, total_steps=num_steps
+    )
+
+
 def _build_evaluator(
     config: RunConfig,
     objective: Objective,
     held_out: EvaluationSamples,
     runtime: Runtime,
-    surroundings: Surroundings,
+    surroundings: RunSurroundings,
     source: TrainingSamples,
 ) -> Evaluator:
     def run() -> EvaluationResult:

@@ -10,12 +10,12 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Progress, SampleSource
 from vamo_ft.training.sinks import MetricsWriter
 
-__all__ = ["PassSurroundings", "Surroundings", "due", "run_length"]
+__all__ = ["RunSurroundings", "Surroundings", "due", "run_length"]
 
 
 @dataclass(frozen=True, slots=True)
-class PassSurroundings:
-    """What a pass over the data gets from the process it lives in.
+class Surroundings:
+    """What passes over data get from the process they live in.
 
     Attributes:
         progress: shows long passes.
@@ -27,15 +27,17 @@ class PassSurroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings(PassSurroundings):
-    """What a run gets from the process it lives in.
+class RunSurroundings(Surroundings):
+    """What a run gets besides.
 
     Attributes:
         checkpoints: folder that checkpoints are written to.
+        seed_log: file that a run along directions logs its updates to.
         writer: of metrics.jsonl.
     """
 
     checkpoints: Path
+    seed_log: Path
     writer: MetricsWriter
 
 

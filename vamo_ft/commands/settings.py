@@ -8,7 +8,7 @@ from vamo_ft.config.load import load_config
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 
-__all__ = ["find_run", "load_settings"]
+__all__ = ["find_run", "find_seed_log", "load_settings"]
 
 
 def load_settings(config_path: Path, *, overrides: Sequence[str]) -> RunConfig:
@@ -36,3 +36,20 @@ def find_run(target: Path) -> tuple[Path, Path]:
     if (target / "config.yaml").is_file():
         raise UsageError(f"{target}: this run has no final model yet; name one of its checkpoints")
     raise UsageError(f"{target}: neither a run directory nor a checkpoint in one")
+
+
+def find_seed_log(target: Path) -> tuple[Path, Path]:
+    """The configuration file and the seed log of a run directory.
+
+    Raises:
+        UsageError: it is none, or its run wrote no seed log.
+    """
+    config, log = target / "config.yaml", target / "seedlog.bin"
+    if not config.is_file():
+        raise UsageError(f"{target}: is not a run directory: it has no config.yaml")
+    if not log.is_file():
+        raise UsageError(
+            f"{target}: has no seedlog.bin; zeroth-order runs with plain sgd write one (the model itself is exported "
+            "without --from-seedlog)"
+        )
+    return config, log

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vamo_ft.assemble import Run, Surroundings, build_run
+from vamo_ft.assemble import Run, RunSurroundings, build_run
 from vamo_ft.commands.console import logging_to
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
@@ -67,8 +67,9 @@ def _train(
     with MetricsWriter(directory.metrics) as writer:
         if checkpoint is None:
             writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
-        surroundings = Surroundings(
+        surroundings = RunSurroundings(
             checkpoints=directory.checkpoints,
+            seed_log=directory.seed_log,
             writer=writer,
             progress=ConsoleProgress(console),
             stop_requested=signals.requested,

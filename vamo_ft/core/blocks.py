@@ -1,6 +1,6 @@
 """Directions that reach one block of the model in each step (MeZO-BCD)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.second_moment import SecondMoment, squared_norm
 from vamo_ft.core.stack import layer_stacks
 
 __all__ = ["Block", "BlockDirections", "BlockOrder", "block_at", "model_blocks"]
@@ -156,6 +157,18 @@ class BlockDirections:
     def gram(self, keys: Sequence[HashKey]) -> Tensor:
         """(m, m) float64, `G_jk = <z_j, z_k>`, over the block."""
         return self._directions.gram(keys, indices=self.support(keys))
+
+    def second_moment(self, gradients: Sequence[Tensor | None], keys: Sequence[HashKey]) -> SecondMoment:
+        """The identity on the step's block (see `SecondMoment`)."""
+        return self._on(self.block(keys), gradients)
+
+    def second_moments(self, gradients: Sequence[Tensor | None]) -> Mapping[str, SecondMoment]:
+        """By name of the block, for each of them."""
+        return {block.name: self._on(block, gradients) for block in self._blocks}
+
+    def _on(self, block: Block, gradients: Sequence[Tensor | None]) -> SecondMoment:
+        numel = self._directions.reached(block.indices)
+        return SecondMoment.identity_on(numel, squared_norm(gradients[index] for index in block.indices), gradients)
 
 
 def _words(seed: int, step: int, count: int) -> list[int]:

@@ -16,6 +16,7 @@ from vamo_ft.core.hashing import BLOCK, HashKey, block_words
 from vamo_ft.core.kernels import accumulate_, compiled, compiler_available, displace_, row_words
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.rows import Launch, RowPlan, row_positions
+from vamo_ft.core.second_moment import SecondMoment, squared_norm
 
 __all__ = ["Distribution", "HashedDirections"]
 
@@ -197,8 +198,12 @@ class HashedDirections:
                 directions = torch.stack([self.values(key, start, stop) for key in keys]).double()
                 gram += directions @ directions.T
         if self._distribution != "gaussian":
-            gram.fill_diagonal_(self._reached(indices))
+            gram.fill_diagonal_(self.reached(indices))
         return gram
+
+    def second_moment(self, gradients: Sequence[Tensor | None], keys: Sequence[HashKey]) -> SecondMoment:
+        """The identity, for every distribution (see `SecondMoment`)."""
+        return SecondMoment.identity_on(self.numel, squared_norm(gradients), gradients)
 
     def words(self, key: HashKey) -> Tensor:
         """(B, 8) int32 words of every block of the vector, for a row that begins in it (see `kernels.row_words`)."""
@@ -219,7 +224,7 @@ class HashedDirections:
         """(len(indices), 1) float64, the largest magnitude of an element that is displaced; None: all are."""
         return None
 
-    def _reached(self, indices: Sequence[int]) -> int:
+    def reached(self, indices: Sequence[int]) -> int:
         """The number of elements of these tensors that are displaced."""
         return sum(self._parameters.tensors[index].numel() for index in indices)
 

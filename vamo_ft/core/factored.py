@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate, pairwise
@@ -16,6 +16,7 @@ from vamo_ft.core.hashing import BLOCK, Domain, HashKey
 from vamo_ft.core.kernels import displace_
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.rows import row_positions
+from vamo_ft.core.second_moment import SecondMoment, squared_norm
 
 __all__ = ["FactoredDirections", "LowRankDirections", "SubspaceDirections"]
 
@@ -83,6 +84,10 @@ class FactoredDirections(ABC):
     @abstractmethod
     def _factors(self, key: HashKey) -> Factors:
         """The factors of every matrix."""
+
+    @abstractmethod
+    def _spectra(self, gradients: Mapping[int, Tensor], key: HashKey) -> list[tuple[float, float, Tensor]]:
+        """`tr P`, `|P|_2` and `g^T P g` of each matrix, with (m, n) float64 gradients by its number."""
 
     @property
     def numel(self) -> int:
@@ -166,6 +171,25 @@ class FactoredDirections(ABC):
                 gram += products.view(len(keys), matrix.rank, len(keys), matrix.rank).sum((1, 3))
         return gram
 
+    @torch.no_grad()
+    def second_moment(self, gradients: Sequence[Tensor | None], keys: Sequence[HashKey]) -> SecondMoment:
+        """With the factors fixed that are kept for `refresh_every` steps (see `SecondMoment`); of the first key."""
+        matrices = {
+            index: (torch.zeros_like(self._parameters.tensors[index]) if (g := gradients[index]) is None else g)
+            .double()
+            .reshape(matrix.m, matrix.n)
+            for index, matrix in self._matrices.items()
+        }
+        with self._full_precision():
+            spectra = self._spectra(matrices, keys[0])
+        traces, norms, quadratics = (list(column) for column in zip(*spectra, strict=True)) if spectra else ([], [], [])
+        if self._vectors:
+            traces.append(sum(self._parameters.tensors[index].numel() for index in self._vectors))
+            norms.append(1.0)
+            quadratics.append(squared_norm(gradients[index] for index in self._vectors))
+        quadratic = float(torch.stack(quadratics).sum())
+        return SecondMoment(sum(traces), max(norms), quadratic, float(squared_norm(gradients)))
+
     def _displace(
         self,
         tensor: Tensor,
@@ -234,6 +258,15 @@ class LowRankDirections(FactoredDirections):
     Source: LOZO, arXiv 2410.07698, Algorithm 1 (`refresh_every` is the paper's nu).
     """
 
+    def _spectra(self, gradients: Mapping[int, Tensor], key: HashKey) -> list[tuple[float, float, Tensor]]:
+        result = []
+        for index, (_, right) in self._made(key).items():
+            v, matrix = right.double(), self._matrices[index]
+            trace, largest = matrix.m * float(v.square().sum()), float(torch.linalg.matrix_norm(v, 2)) ** 2
+            quadratic = (gradients[index] @ v).square().sum()
+            result.append((trace / matrix.rank, largest / matrix.rank, quadratic / matrix.rank))
+        return result
+
     def _factors(self, key: HashKey) -> Factors:
         matrices = self._matrices.values()
         epoch = key.step // self._refresh_every
@@ -269,17 +302,29 @@ class SubspaceDirections(FactoredDirections):
         self._normal = HashedDirections(parameters, distribution="gaussian", compile_kernels=compile_kernels)
         self._bases: _Recent[tuple[list[Tensor], list[Tensor]]] = _Recent()
 
+    def _spectra(self, gradients: Mapping[int, Tensor], key: HashKey) -> list[tuple[float, float, Tensor]]:
+        left, right = self._kept_bases(key)
+        return [
+            (
+                x.m * x.n,
+                (scale := x.m * x.n / x.rank**2),
+                scale * (u.double().T @ gradients[index] @ v.double()).square().sum(),
+            )
+            for (index, x), u, v in zip(self._matrices.items(), left, right, strict=True)
+        ]
+
     def _factors(self, key: HashKey) -> Factors:
         matrices = self._matrices.values()
-        left, right = self._bases.get(
-            key._replace(step=key.step // self._refresh_every), lambda: self._drawn_bases(key)
-        )
+        left, right = self._kept_bases(key)
         cores = self._draw(self._plain, key, step=key.step, role=_Role.CORE, sizes=[(x.rank, x.rank) for x in matrices])
         with self._full_precision():
             scaled = [
                 u @ core * (math.sqrt(x.m * x.n) / x.rank) for u, core, x in zip(left, cores, matrices, strict=True)
             ]
         return dict(zip(self._matrices, zip(scaled, right, strict=True), strict=True))
+
+    def _kept_bases(self, key: HashKey) -> tuple[list[Tensor], list[Tensor]]:
+        return self._bases.get(key._replace(step=key.step // self._refresh_every), lambda: self._drawn_bases(key))
 
     def _drawn_bases(self, key: HashKey) -> tuple[list[Tensor], list[Tensor]]:
         matrices = self._matrices.values()

@@ -13,6 +13,7 @@ from vamo_ft.core.hashing import HashKey, random_bits
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.core.rounding import stochastically_rounded
+from vamo_ft.core.second_moment import SecondMoment
 
 __all__ = ["GradientSubspace"]
 
@@ -41,7 +42,7 @@ class GradientSubspace:
         assert warmup > size, "k directions take k centred gradients, the first of which is the mean"
         self._parameters = parameters
         self._sketch = FrequentDirections(parameters, size=size)
-        self._size, self._warmup = size, warmup
+        self._size, self.warmup = size, warmup
         self._basis: list[Tensor] = []  # (k, ...) for each parameter; empty before the first freeze
         self._gram = torch.empty(0)
 
@@ -58,7 +59,7 @@ class GradientSubspace:
     @property
     def ready(self) -> bool:
         """Whether enough gradients were seen to read a basis."""
-        return self._sketch.seen >= self._warmup
+        return self._sketch.seen >= self.warmup
 
     def observe(self, gradients: Sequence[Tensor]) -> None:
         """Takes in a gradient; the basis stays."""
@@ -130,6 +131,11 @@ class GradientSubspace:
         """(m, m) float64, `G_jk = <z_j, z_k>`: the identity, to rounding."""
         rows = [key.probe for key in keys]
         return self._gram[rows][:, rows]
+
+    def second_moment(self, gradients: Sequence[Tensor | None], keys: Sequence[HashKey]) -> SecondMoment:
+        """The projector on the directions (see `SecondMoment`)."""
+        held = float(self.gram(keys).diagonal().sum())
+        return SecondMoment.identity_on(round(held), self.dots(gradients, keys).square().sum(), gradients)
 
     def state_dict(self) -> StateDict:
         """The sketch and the present basis."""

@@ -32,7 +32,8 @@ class Domain(IntEnum):
     SUBSET = 5
     BLOCK_ORDER = 6
     FACTOR = 7
-    PROBLEM = 8
+    DIAGNOSIS = 8
+    PROBLEM = 9
 
 
 class HashKey(NamedTuple):

@@ -8,7 +8,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Segment", "TrainableParameters"]
+__all__ = ["Segment", "TrainableParameters", "frozen_digest"]
+
+_SAMPLED = 256  # values of each frozen tensor that its digest looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,27 @@ class TrainableParameters:
         """SHA-256 over names, types, shapes and values; equal exactly when all of them are."""
         digest = hashlib.sha256()
         for name, tensor in zip(self.names, self.tensors, strict=True):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            _digest_into(digest, name, tensor, tensor.reshape(-1))
         return digest.hexdigest()
+
+
+def frozen_digest(module: nn.Module) -> str:
+    """SHA-256 over what of a module is not trained: names, types, shapes, and up to 256 values of each tensor.
+
+    The values stand at equal distances. Another model, or another fine-tuning of the same one, differs in nearly every
+    value, so that these tell it apart without reading the whole; a change of single values may pass. Buffers that are
+    not saved, such as tables of positions, are left out: a forward pass may change them.
+    """
+    digest, saved = hashlib.sha256(), module.state_dict().keys()
+    tensors: list[tuple[str, Tensor]]
+    tensors = [(name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    tensors += [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+    for name, tensor in sorted(tensors, key=lambda named: named[0]):
+        flat = tensor.reshape(-1)
+        _digest_into(digest, name, tensor, flat[:: max(1, -(-len(flat) // _SAMPLED))])
+    return digest.hexdigest()
+
+
+def _digest_into(digest: "hashlib._Hash", name: str, tensor: Tensor, values: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

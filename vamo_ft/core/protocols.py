@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vamo_ft.core.hashing import HashKey
+from vamo_ft.core.second_moment import SecondMoment
 from vamo_ft.core.types import Batch, Estimate, EvaluationTerms, LossTerms, Work
 
 __all__ = [
@@ -165,6 +166,9 @@ class Directions(Protocol):
 
     def gram(self, keys: Sequence[HashKey]) -> Tensor:
         """(m, m) float64, `G_jk = <z_j, z_k>`."""
+
+    def second_moment(self, gradients: Sequence[Tensor | None], keys: Sequence[HashKey]) -> SecondMoment:
+        """`E[z z^T]` over what a step draws anew, beside a gradient (None stands for zeros)."""
 
 
 class GradientEstimator(Stateful, Protocol):

@@ -10,6 +10,7 @@ from vamo_ft.core.errors import UsageError
 from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import Segment, TrainableParameters
 from vamo_ft.core.protocols import StateDict
+from vamo_ft.core.second_moment import SecondMoment, squared_norm
 
 __all__ = ["SparseDirections"]
 
@@ -53,6 +54,16 @@ class SparseDirections(HashedDirections):
             values[position:][: segment.stop - segment.start] *= self._mask(segment)
         return values
 
+    @torch.no_grad()
+    def second_moment(self, gradients: Sequence[Tensor | None], keys: Sequence[HashKey]) -> SecondMoment:
+        """The identity on the mask at the parameters' present values (see `SecondMoment`)."""
+        inside = torch.zeros((), dtype=torch.float64, device=self._parameters.device)
+        for segment in self._parameters.segments(0, self.numel):
+            if (gradient := gradients[segment.index]) is not None:
+                inside += squared_norm([gradient.reshape(-1)[self._mask(segment)]])
+        numel = self.reached(range(len(self._parameters.tensors)))
+        return SecondMoment.identity_on(numel, inside, gradients)
+
     def state_dict(self) -> StateDict:
         """The thresholds."""
         return {"thresholds": self._thresholds}
@@ -68,7 +79,8 @@ class SparseDirections(HashedDirections):
             self._chosen[chosen] = torch.stack([self._thresholds[index] for index in chosen]).unsqueeze(1)
         return self._chosen[chosen]
 
-    def _reached(self, indices: Sequence[int]) -> int:
+    def reached(self, indices: Sequence[int]) -> int:
+        """The number of elements of these tensors that are displaced at the parameters' present values."""
         chunks = self._chunks(indices)
         segments = (segment for chunk in chunks for segment in self._parameters.segments(*chunk))
         return sum(int(self._mask(segment).sum()) for segment in segments)

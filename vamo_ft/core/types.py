@@ -148,6 +148,21 @@ class ProjectedGradient:
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectedUpdate:
+    """One step of plain SGD along directions, as it was made: all that is needed to make it again.
+
+    Attributes:
+        step: number of the update, counted from 0.
+        learning_rate: of this update.
+        gradient: what was followed, after clipping.
+    """
+
+    step: int
+    learning_rate: float
+    gradient: ProjectedGradient
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """One step's gradient estimate.
 

@@ -12,7 +12,7 @@ from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
 
-__all__ = ["EPS_CANDIDATES", "RADIUS_CANDIDATES", "EpsChoice", "EpsSearch"]
+__all__ = ["EPS_CANDIDATES", "RADIUS_CANDIDATES", "EpsChoice", "EpsSearch", "correlation"]
 
 EPS_CANDIDATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Per coordinate, for directions of norm sqrt(d). Rounding drowns the small ones, in bfloat16 above all, and curvature
@@ -64,7 +64,7 @@ class EpsSearch:
             points = probe_points(self.difference, num_probes=len(keys), eps=eps)
             estimated, _ = self.probe.derivatives([together], points, keys)
             work += self.probe.work([together], points, keys)
-            best = max(best, (eps, _correlation(estimated, exact)), key=lambda choice: choice[1])
+            best = max(best, (eps, correlation(estimated, exact)), key=lambda choice: choice[1])
         return EpsChoice(*best, work)
 
     def _exact(self, sample: Batch, keys: Sequence[HashKey]) -> Tensor:
@@ -79,7 +79,8 @@ class EpsSearch:
         return derivatives
 
 
-def _correlation(first: Tensor, second: Tensor) -> float:
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Of (n, q) values, centred in each column; 0 where one of them does not vary."""
     first, second = first - first.mean(0), second - second.mean(0)
     scale = first.norm() * second.norm()
     return float((first * second).sum() / scale) if 0 < scale < torch.inf else 0.0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.gradient_subspace import GradientSubspace
+from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, Work
@@ -158,6 +159,17 @@ class Vamo:
         if self._snapshots.eps_correlation is not None:
             metrics["eps_correlation"] = self._snapshots.eps_correlation
         return Estimate(loss=first_order.loss, work=first_order.work + batch_noise.work, metrics=metrics)
+
+    @property
+    def keys(self) -> tuple[HashKey, ...]:
+        """The directions of the present snapshot."""
+        assert self._snapshot is not None, "prepare comes first"
+        return self._snapshots.keys(self._snapshot)
+
+    @property
+    def eps(self) -> float | None:
+        """The size of the perturbation; None while it has yet to be searched for."""
+        return self._snapshots.eps
 
     def batch_noise(self, micro_batches: Sequence[Batch]) -> BatchNoise:
         """What the present snapshot says of the noise of these samples together."""

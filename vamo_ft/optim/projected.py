@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, StateDict
-from vamo_ft.core.types import Estimate
+from vamo_ft.core.types import Estimate, ProjectedGradient, ProjectedUpdate
 from vamo_ft.optim.carriers import update_rounding
 from vamo_ft.optim.decay import decays
 
@@ -23,7 +23,11 @@ class ProjectedSgd:
         max_grad_norm: clips `sqrt(c^T G c)`, the norm of the estimate; for one probe that is |c| sqrt(d), so a small
             bound means normalised descent. None measures and clips nothing.
 
-    Source: Malladi et al. 2023, arXiv 2305.17333, Algorithm 1.
+    Attributes:
+        applied: the update that was made last; None before the first.
+
+    Source: Malladi et al. 2023, arXiv 2305.17333, Algorithm 1; section 2.1 notes that its coefficients and seeds alone
+    give the whole trajectory.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class ProjectedSgd:
         self._weight_decay = weight_decay
         self._max_grad_norm = max_grad_norm
         self._seed = seed
+        self.applied: ProjectedUpdate | None = None
 
     def apply(self, estimate: Estimate, *, learning_rate: float, step: int) -> Mapping[str, Tensor | float | None]:
         """One update."""
@@ -50,15 +55,21 @@ class ProjectedSgd:
             gram = self._directions.gram(projected.keys)
             norm = (coefficients @ gram @ coefficients).sqrt()
             coefficients = coefficients * (self._max_grad_norm / norm).clamp(max=1.0)
-        decay = 1 - learning_rate * self._weight_decay
+        update = ProjectedUpdate(step, learning_rate, ProjectedGradient(coefficients, projected.keys))
+        self.replay(update)
+        self.applied = update
+        return {"grad_norm": norm}
+
+    def replay(self, update: ProjectedUpdate) -> None:
+        """Makes an update that is known already; from the same parameters it leads to the same ones, bit for bit."""
+        decay = 1 - update.learning_rate * self._weight_decay
         self._directions.axpy_(
             self._parameters.tensors,
-            -learning_rate * coefficients,
-            projected.keys,
+            -update.learning_rate * update.gradient.coefficients,
+            update.gradient.keys,
             scales=[decay if decays(tensor) else 1.0 for tensor in self._parameters.tensors] if decay != 1 else None,
-            rounding=update_rounding(self._seed, step),
+            rounding=update_rounding(self._seed, update.step),
         )
-        return {"grad_norm": norm}
 
     def state_dict(self) -> StateDict:
         """Nothing is kept between steps."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.method import build_estimator, build_update_rule
-from vamo_ft.assemble.surroundings import PassSurroundings
+from vamo_ft.assemble.surroundings import Surroundings
 from vamo_ft.config.paper import ArmConfig, ExperimentConfig, arm_run
 from vamo_ft.core.errors import StopRequested, VamoFtError
 from vamo_ft.core.parameters import TrainableParameters
@@ -32,7 +32,7 @@ class _LossCurve(Callback):
     objective: Objective
     samples: TensorSamples
     runtime: Runtime
-    surroundings: PassSurroundings
+    surroundings: Surroundings
     every: int
     num_steps: int
     points: list[CurvePoint] = field(default_factory=list)
@@ -55,7 +55,7 @@ class _LossCurve(Callback):
         )
 
 
-def run_experiment(experiment: ExperimentConfig, surroundings: PassSurroundings) -> list[ArmResult]:
+def run_experiment(experiment: ExperimentConfig, surroundings: Surroundings) -> list[ArmResult]:
     """Draws or loads the data, then `run_arms`.
 
     Raises:
@@ -65,7 +65,7 @@ def run_experiment(experiment: ExperimentConfig, surroundings: PassSurroundings)
     return run_arms(experiment, build_problem(experiment.problem), surroundings)
 
 
-def run_arms(experiment: ExperimentConfig, problem: Problem, surroundings: PassSurroundings) -> list[ArmResult]:
+def run_arms(experiment: ExperimentConfig, problem: Problem, surroundings: Surroundings) -> list[ArmResult]:
     """Tunes every method's step size on the tuning seed, then runs every method on every seed.
 
     The step size is the one with the least training loss after the last step, of the same number of candidates for each
@@ -104,7 +104,7 @@ def _run(
     experiment: ExperimentConfig,
     arm: ArmConfig,
     problem: Problem,
-    surroundings: PassSurroundings,
+    surroundings: Surroundings,
     *,
     learning_rate: float,
     seed: int,

@@ -26,6 +26,7 @@ class RunDirectory:
         self.config = root / "config.yaml"
         self.environment = root / "environment.json"
         self.metrics = root / "metrics.jsonl"
+        self.seed_log = root / "seedlog.bin"
         self.log = root / "log.txt"
         self.checkpoints = root / "checkpoints"
         self.model = root / "model"

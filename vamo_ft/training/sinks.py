@@ -77,7 +77,7 @@ class MetricsWriter:
 
 
 def finite(value: Any) -> Any:
-    """The value as standard JSON can hold it: numbers that are not finite, at any depth, become None."""
+    """A JSON value in which numbers that are not finite are null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

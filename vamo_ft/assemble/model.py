@@ -1,0 +1,31 @@
+"""From the `model` section to the model on its device."""
+
+from pathlib import Path
+
+import torch
+
+from vamo_ft.config.schema import ClassificationFormat, RunConfig
+from vamo_ft.core.protocols import Runtime
+from vamo_ft.models.loading import LoadedModel, load_model
+from vamo_ft.training.runtime import build_runtime
+
+__all__ = ["build_run_runtime", "load_run_model"]
+
+
+def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
+    """The model on the runtime's device; `weights` is a saved `model/` folder that replaces its values."""
+    labels = config.data.format.labels if isinstance(config.data.format, ClassificationFormat) else {}
+    loaded = load_model(
+        config.model,
+        offline=config.run.offline,
+        seed=config.run.seed,
+        num_labels=len(labels) if config.model.task == "sequence_classification" else None,
+        weights=weights,
+    )
+    loaded.model.to(runtime.device)
+    return loaded
+
+
+def build_run_runtime(config: RunConfig) -> Runtime:
+    """Device and precision of the configuration's forward passes."""
+    return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None)
