@@ -50,7 +50,9 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> LoadedConfig:
     try:
         config = RunConfig.model_validate(draft.values)
     except ValidationError as error:
-        draft.problems.extend(draft.locate(problem) for problem in find_problems(error))
+        told = {line for line, _ in draft.problems if line is not None}  # what has no value would be called null
+        located = map(draft.locate, find_problems(error))
+        draft.problems.extend(problem for problem in located if problem[0] not in told)
         draft.raise_problems()
         raise AssertionError("a validation error without problems") from error
     draft.raise_problems()
@@ -87,7 +89,7 @@ class _Draft:
     def override(self, text: str) -> None:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
-        if not equals or not all(re.fullmatch(r"[^\s.]+", part) for part in path):
+        if not equals or not all(re.fullmatch(r"[^\s.\0\ud800-\udfff]+", part) for part in path):
             self.problems.append((None, f"{_OVERRIDE} {text}: write it as key=value, such as method.probes=4"))
             return
         document = parse_yaml(value)
