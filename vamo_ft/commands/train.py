@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import exists
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from vamo_ft.assemble import Run, Surroundings, build_run
 from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
@@ -44,6 +46,13 @@ def train(config: RunConfig, *, resume: str, fresh: bool) -> None:
     directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
     directory.lock()
     try:
+        _train_or_resume(config, directory, resume=resume)
+    finally:
+        directory.unlock()
+
+
+def _train_or_resume(config: RunConfig, directory: RunDirectory, *, resume: str) -> None:
+    with _write_errors_explained(directory):
         if resume == "auto" and _is_finished(directory, config):
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
@@ -52,8 +61,21 @@ def train(config: RunConfig, *, resume: str, fresh: bool) -> None:
             for warning in config_warnings(config):
                 _log.warning("%s", warning)
             _train(config, directory, checkpoint=_starting_point(directory, resume), console=console, signals=signals)
-    finally:
-        directory.unlock()
+
+
+@contextmanager
+def _write_errors_explained(directory: RunDirectory) -> Iterator[None]:
+    """Turns a file of the run directory that cannot be written or replaced in the block into one line with its name."""
+    root = directory.root.absolute()
+    try:
+        yield
+    except OSError as error:
+        name = error.filename2 or error.filename  # a rename names its target second
+        if not isinstance(name, str) or not Path(name).absolute().is_relative_to(root):
+            raise
+        raise UsageError(
+            f"run.output_dir: {name} cannot be written ({error.strerror}); mend it, or choose another run.name"
+        ) from error
 
 
 def _train(
@@ -94,7 +116,7 @@ def _train(
 def _with_new_name(config: RunConfig) -> RunConfig:
     """The configuration under the first of `name`, `name-2`, `name-3` ... that has no directory yet."""
     name, number = config.run.name, 1
-    while (Path(config.run.output_dir) / name).exists():
+    while exists(Path(config.run.output_dir) / name):  # unlike Path.exists, false where it may not be seen
         number += 1
         name = f"{config.run.name}-{number}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
@@ -104,7 +126,7 @@ def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
     status = directory.read_status()
     if status is None or status.get("state") != "finished" or not directory.config.is_file():
         return False
-    written: str = directory.config.read_text(encoding="utf-8")
+    written: str = directory.config.read_text(encoding="utf-8", errors="replace")
     return written == dump_config(config)
 
 
@@ -131,7 +153,7 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
     """Keeps status.json true, whatever happens in the block, and says what to do next."""
     directory.write_status("running")
     try:
-        with memory_errors_explained():
+        with memory_errors_explained(), _write_errors_explained(directory):
             yield
     except StopRequested as error:
         directory.write_status("stopped", exit_code=error.exit_code)
@@ -141,10 +163,10 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
         ) from None
     except VamoFtError as error:
         state = {3: "diverged", 4: "out_of_memory"}.get(error.exit_code, "failed")
-        directory.write_status(state, exit_code=error.exit_code, facts={"message": str(error)})
+        directory.write_status(state, exit_code=error.exit_code, facts={"message": masked(str(error))})
         raise
     except BaseException as error:
-        directory.write_status("failed", exit_code=1, facts={"message": f"{type(error).__name__}: {error}"})
+        directory.write_status("failed", exit_code=1, facts={"message": masked(f"{type(error).__name__}: {error}")})
         raise
     else:
         directory.write_status("finished", exit_code=0)
