@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os.path import expanduser, isdir
+from os.path import expanduser, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +115,19 @@ def _locate(config: ModelConfig, *, offline: bool) -> dict[str, Any]:
     """Arguments of `from_pretrained` for `model.path`."""
     path = Path(expanduser(config.path))
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not isfile(path):
             raise DataError(f"model.path: {config.path}: there is no such file")
         if importlib.util.find_spec("gguf") is None:
             raise DataError(
                 f"model.path: {config.path}: reading .gguf files needs another package: pip install 'vamo-ft[gguf]'"
             )
         return _local(path.parent, config=config) | {"gguf_file": path.name}
-    if isdir(path):  # unlike Path.is_dir, false for a name that is too long
+    if isdir(path):  # unlike Path.is_dir, false for a name that is too long; so is isfile
         if config.revision is not None:
             raise DataError(f"model.revision: {config.path} is a local folder, which has none; leave it out")
         check_model_folder(path)
         return _local(path, config=config)
-    if path.is_file():
+    if isfile(path):
         raise DataError(f"model.path: {config.path}: is a file; write the model's folder, or a .gguf file")
     try:
         cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
