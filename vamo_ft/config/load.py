@@ -90,7 +90,8 @@ class _Draft:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(re.fullmatch(r"[^\s.\0\ud800-\udfff]+", part) for part in path):
-            self.problems.append((None, f"{_OVERRIDE} {text}: write it as key=value, such as method.probes=4"))
+            shown = " ".join(text.split())
+            self.problems.append((None, f"{_OVERRIDE} {shown}: write it as key=value, such as method.probes=4"))
             return
         document = parse_yaml(value)
         if document.problems:

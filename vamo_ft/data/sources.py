@@ -231,7 +231,13 @@ def _read_parquet(file: Path) -> Iterator[Row]:
         with ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except ArrowException as error:
+    except (
+        ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # damaged pages are OSErrors, bytes that are not text ValueErrors
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DataError(f"{file}: not a valid Parquet file ({_first_line(error)})") from error
 
 
