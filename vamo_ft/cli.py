@@ -67,7 +67,10 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        if exit.code is None or isinstance(exit.code, int):
+            return exit.code or 0
+        _say(exit.code)
+        return 1
     if code == _INTERRUPTED:
         _say("interrupted")
     return code if isinstance(code, int) else 0
@@ -109,9 +112,9 @@ def _say(text: str, *, one_line: bool = True) -> None:
         text = " ".join(line.strip() for line in text.splitlines())
         text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     try:
-        print(text.removesuffix("\n"), file=sys.stderr)
+        print(text.rstrip("\n"), file=sys.stderr)
     except UnicodeEncodeError:
-        print(ascii(text)[1:-1], file=sys.stderr)
+        print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
     except (OSError, ValueError):  # nobody listens any more
         return
 
