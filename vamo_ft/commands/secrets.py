@@ -15,7 +15,7 @@ _SHORTEST = 8  # a shorter value, such as TOKENIZERS_PARALLELISM=false, would be
 _SHAPES = (
     re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # https://user:password@host
     re.compile(r"(?i)(?<=bearer )[\w.~+/-]{8,}"),
-    re.compile(r"(?i)(?<=[?&;])((?:[\w-]*token|[\w-]*key|password|secret|signature|sig)=)[^&\s'\"]+"),
+    re.compile(r"(?i)(?<=[?&;])([\w-]*(?:token|key|password|secret|signature|sig)=)[^&\s'\"]+"),
     re.compile(r"\b(?:hf_|ghp_|github_pat_|sk-|wandb_v1_)\w[\w-]{15,}"),
 )
 
