@@ -221,6 +221,20 @@ def test_a_status_without_a_readable_configuration_is_not_finished(workspace: Wo
     assert len(workspace.metrics()) > 0
 
 
+def test_a_log_on_a_full_disk_costs_no_run(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.directory().mkdir(parents=True)
+    (workspace.directory() / "log.txt").symlink_to("/dev/full")
+    workspace.configure({"training": {"steps": 1}})
+    assert workspace.train() == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_looks_like_markup(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.configure({"run": {"output_dir": "[red]runs[/x]"}, "training": {"steps": 1}})
+    assert workspace.train() == 0
+    assert "model: [red]runs[/x]/tiny/model\n" in capsys.readouterr().out
+
+
 # Permissions. (what may not be opened, what is said)
 
 PERMISSIONS: list[tuple[str, int, str]] = [

@@ -8,6 +8,7 @@ from os.path import exists
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vamo_ft.assemble import Run, Surroundings, build_run
@@ -190,7 +191,7 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
     console = Console()
     if run.evaluator is not None:
         history = run.evaluator.history
-        table = Table("evaluation", "before", "after", "best", "at step", title=str(directory.root))
+        table = Table("evaluation", "before", "after", "best", "at step", title=escape(str(directory.root)))
         for name in (key for key in history[-1] if key != "step"):
             better = min if name == "eval.loss" else max
             best = better(history, key=lambda line: line[name])
@@ -201,6 +202,6 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
         f"{state.step} steps in {state.seconds:.0f} s; {state.work.forward_samples} forward and "
         f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB"
     )
-    console.print(f"model: {directory.model}", soft_wrap=True)
+    console.print(f"model: {directory.model}", soft_wrap=True, markup=False)
     if run.evaluator is not None:
-        console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True)
+        console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True, markup=False)
