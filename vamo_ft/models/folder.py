@@ -8,11 +8,11 @@ from safetensors import SafetensorError, safe_open
 
 from vamo_ft.core.errors import DataError
 
-__all__ = ["check_adapter_folder", "check_model_folder", "first_words"]
+__all__ = ["check_adapter_folder", "check_model_folder", "check_tokenizer", "first_words"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_OPTIONAL = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def check_model_folder(directory: Path) -> None:
@@ -49,6 +49,25 @@ def check_adapter_folder(directory: Path) -> None:
         _check_weights(directory, "adapter_model.safetensors")
     except OSError as error:
         raise _unreadable(error, directory) from error
+
+
+def check_tokenizer(directory: Path) -> None:
+    """Finds out why a tokenizer could not be loaded; beforehand it would cost reading tens of MB twice.
+
+    Raises:
+        DataError: there is no `tokenizer.json`, or it cannot be read.
+    """
+    path = directory / "tokenizer.json"
+    try:
+        if path.exists():
+            _read_object(path)
+            return
+    except OSError as error:
+        raise _unreadable(error, directory) from error
+    raise DataError(
+        f"{directory}: has no tokenizer.json, and no other tokenizer that can be loaded; put the files of the model's "
+        "tokenizer there"
+    )
 
 
 def first_words(error: BaseException) -> str:

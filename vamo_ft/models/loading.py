@@ -27,7 +27,7 @@ from vamo_ft.config.schema import ModelConfig
 from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
-from vamo_ft.models.folder import check_model_folder, first_words
+from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
 
 __all__ = ["LoadedModel", "checkpoint_activations", "load_model"]
 
@@ -194,14 +194,11 @@ def _load(
 def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(**source)
-    except Exception as error:
-        directory = Path(source["pretrained_model_name_or_path"])
-        if "gguf_file" in source or not isdir(directory) or (directory / "tokenizer.json").exists():
-            raise
-        raise DataError(
-            f"{directory}: has no tokenizer.json, and no other tokenizer that can be loaded; put the files of the "
-            "model's tokenizer there"
-        ) from error
+    except Exception:
+        directory = source["pretrained_model_name_or_path"]
+        if "gguf_file" not in source and isdir(directory):
+            check_tokenizer(Path(directory))
+        raise
 
 
 def _set_num_labels(model_config: Any, num_labels: int, *, path: str) -> None:
