@@ -110,6 +110,8 @@ def test_code_that_comes_with_a_model_is_refused(
     path = workspace.root / "model" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
     (path.parent / "code.py").write_text(_python_attack(trace))
+    if name == "tokenizer_config.json":
+        (path.parent / "tokenizer.json").unlink()  # as with a tokenizer that only its own code can read
     workspace.configure()
     message = (
         "model.path: model: comes with Python code of its own, which is not run; read it, and set "

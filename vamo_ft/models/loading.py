@@ -194,11 +194,16 @@ def _load(
 def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(**source)
-    except Exception:
+    except Exception as error:
         directory = source["pretrained_model_name_or_path"]
-        if "gguf_file" not in source and isdir(directory):
+        if "gguf_file" not in source and isdir(directory) and not _needs_own_code(error):
             check_tokenizer(Path(directory))
         raise
+
+
+def _needs_own_code(error: Exception) -> bool:
+    """Whether transformers refused code that comes with the model; it has no exception of its own for that."""
+    return isinstance(error, ValueError) and "trust_remote_code" in str(error)
 
 
 def _set_num_labels(model_config: Any, num_labels: int, *, path: str) -> None:
@@ -236,7 +241,7 @@ def _one_line_errors(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = first_words(error)
-        if "custom code" in reason or "trust_remote_code" in reason:
+        if _needs_own_code(error):
             reason = (
                 "comes with Python code of its own, which is not run; read it, and set model.trust_remote_code: true "
                 "to run it"
