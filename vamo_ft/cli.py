@@ -190,7 +190,7 @@ def _diagnose(
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Held-out samples whose gradients are taken one by one.")] = 64,
     steps: Annotated[int, typer.Option(min=0, help="Training steps before the measurements, in memory only.")] = 64,
-    batches: Annotated[int, typer.Option(min=3, help="Held-out batches whose variance is measured.")] = 32,
+    batches: Annotated[int, typer.Option(min=8, help="Held-out batches whose variance is measured.")] = 32,
 ) -> None:
     """Measure noise floor, variance, cost and what the correction gives, and say whether it pays."""
     from vamo_ft.commands.settings import load_settings
