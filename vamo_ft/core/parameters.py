@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Segment", "TrainableParameters"]
+__all__ = ["Segment", "TrainableParameters", "all_finite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +80,8 @@ class TrainableParameters:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element is NaN or infinite; waits for the device."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
