@@ -30,7 +30,7 @@ def train_run(
 
     With `training.on_divergence: rollback` a run that diverges is built anew from its newest intact checkpoint, as a
     resumed one is. The step that diverged is then left out, and the learning rate is half of what it was. All of that
-    stands in the run's state, and follows from it: a run that is killed before the next checkpoint diverges again and
+    stands in the run's state, which is saved before training goes on; a run that is killed before that diverges and
     goes back again, to the same bits.
 
     Args:
