@@ -53,7 +53,7 @@ def largest_of(batches: Sequence[Batch]) -> str:
     """Samples and longest row, padding included, of the batch that takes most room, in words."""
     sizes = [(rows * width, width, len(batch)) for batch in batches for rows, width in [_shape(batch)]]
     _, width, samples = max(sizes)
-    return f"a batch of {samples} samples, the longest row of {width} tokens"
+    return f"{samples} samples, the longest row of {width} tokens"
 
 
 def _shape(batch: Batch) -> tuple[int, int]:

@@ -78,6 +78,6 @@ def evaluate(
 
 def _memory_of(batch: Batch) -> AbstractContextManager[None]:
     return memory_explained(
-        lambda: f"an evaluation ({largest_of([batch])})",
+        lambda: f"an evaluation (a batch of {largest_of([batch])})",
         remedy="lower training.forward_batch_tokens, data.max_length or evaluation.max_new_tokens",
     )

@@ -110,7 +110,7 @@ class Trainer:
     def _update(self, micro_batches: Sequence[Batch]) -> tuple[Estimate, StepRecord]:
         state = self.state
         with memory_explained(
-            lambda: f"a step ({len(micro_batches)} micro-batches, the largest {largest_of(micro_batches)})",
+            lambda: f"a step (its largest micro-batch: {largest_of(micro_batches)})",
             remedy="lower training.micro_batch_size (or write auto) or data.max_length, or set "
             "training.activation_checkpointing",
         ):
