@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,24 @@ def test_a_run_that_is_killed_after_a_rollback_knows_of_it(
     assert workspace.train() == 0
     assert workspace.weights() == workspace.weights("whole")
     assert workspace.metrics() == workspace.metrics("whole")
+
+
+def test_the_model_that_diverged_is_gone_before_the_next_one_is_loaded(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, models = assembly.load_model, list[weakref.ref[Any]]()
+
+    def load_alone(*arguments: Any, **keywords: Any) -> Any:
+        assert all(model() is None for model in models), "two models at a time need twice the memory"
+        loaded = load(*arguments, **keywords)
+        models.append(weakref.ref(loaded.model))
+        return loaded
+
+    monkeypatch.setattr(assembly, "load_model", load_alone)
+    workspace.configure(merged(VAMO, ROLLBACK))
+    spoil(monkeypatch, is_step(4))
+    assert workspace.train() == 0
+    assert len(models) == 2
 
 
 def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_start(

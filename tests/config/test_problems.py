@@ -89,6 +89,26 @@ CASES: list[tuple[str, str, list[str]]] = [
             "'accuracy'?"
         ],
     ),
+    (
+        "steps: 10",
+        "steps: 10\n  micro_batch_size: all",
+        ["16: training.micro_batch_size: must be 'auto' or a whole number, not 'all'"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\n  micro_batch_size: 0",
+        ["16: training.micro_batch_size: must be 'auto' or above 0, not 0"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\n  on_divergence: roll_back",
+        ["16: training.on_divergence: must be 'stop' or 'rollback', not 'roll_back'. Did you mean 'rollback'?"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\n  rollbacks: 5",
+        ["16: training.rollbacks: none are made; add on_divergence: rollback, or leave it out"],
+    ),
     # missing keys
     ("  steps: 10", "  batch_size: 10", ["14: training: write exactly one of steps and epochs"]),
     ("steps: 10", "steps: 10\n  epochs: 1", ["14: training: write exactly one of steps and epochs"]),

@@ -212,6 +212,12 @@ class TrainingConfig(Section):
             raise ValueError("write exactly one of steps and epochs")
         return self
 
+    @model_validator(mode="after")
+    def _only_a_run_that_goes_back_counts_it(self) -> "TrainingConfig":
+        if self.on_divergence == "stop" and self.rollbacks != type(self).model_fields["rollbacks"].default:
+            raise ValueError("rollbacks: none are made; add on_divergence: rollback, or leave it out")
+        return self
+
 
 class EvaluationConfig(Section):
     """Evaluation on `data.evaluation`: before training, every period, and at the end."""
