@@ -242,8 +242,11 @@ def test_a_run_that_is_killed_after_a_rollback_knows_of_it(
     spoil(monkeypatch, is_step(4))
     assert workspace.train("--set", "run.name=whole") == 0
     with monkeypatch.context() as patch:
-        stop_before_step(patch, 6, by=lambda: 1 // 0)  # the first step after it
-        assert workspace.train() == 1
+        stop_before_step(patch, 3, by=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert workspace.train("--set", "checkpoint.every=null") == 75  # after step 3, where no checkpoint is due
+    with monkeypatch.context() as patch:
+        stop_before_step(patch, 3, by=lambda: 1 // 0)  # the first step after the rollback
+        assert workspace.train("--set", "checkpoint.every=null") == 1
     state = saved_state(workspace, 3)
     assert (state["rollbacks"], state["learning_rate_scale"], state["skipped"]) == (1, 0.5, [4])
     assert workspace.train() == 0
@@ -263,7 +266,7 @@ def test_the_model_that_diverged_is_gone_before_the_next_one_is_loaded(
         return loaded
 
     monkeypatch.setattr(assembly, "load_model", load_alone)
-    workspace.configure(merged(VAMO, ROLLBACK))
+    workspace.configure(merged({**VAMO, "model": {"adapter": LORA}}, ROLLBACK))
     spoil(monkeypatch, is_step(4))
     assert workspace.train() == 0
     assert len(models) == 2

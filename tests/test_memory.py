@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.toys import SilentProgress
 from tests.workspace import LORA, VAMO, Workspace
 from vamo_ft.assemble import run as assembly
 from vamo_ft.assemble.micro_batch import largest_that_fits
@@ -206,3 +207,13 @@ def test_an_error_of_another_kind_is_not_taken_for_memory() -> None:
         largest_that_fits(attempt, 4, after=lambda: None)
     with pytest.raises(DeviceMemoryError, match=r"set training\.activation_checkpointing"):
         largest_that_fits(exhaust, 4, after=lambda: None)
+
+
+def test_measurements_take_micro_batches_that_fit_too(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vamo_ft.assemble import build_subject
+    from vamo_ft.config.load import load_config
+
+    workspace.configure({**VAMO, "training": {"micro_batch_size": "auto"}})
+    limit(monkeypatch, 3)
+    config = load_config(workspace.root / "config.yaml", overrides=[]).config
+    assert build_subject(config, SilentProgress()).micro_batch_size == 3

@@ -47,19 +47,16 @@ def train_run(
             return run
         diverged = run.trainer.state
         del run  # its memory is needed for its successor
-        gc.collect()
+        gc.collect()  # a model may stand in a cycle of references
         checkpoint = _way_back(config, surroundings, error, diverged)
         run = build_run(config, surroundings, checkpoint=checkpoint)
         state = run.trainer.state
         state.roll_back(diverged, step=error.step, factor=_FACTOR)
-        _log.warning(
-            "%s; going back to step %d with %g of the learning rate (rollback %d of %d)",
-            explained(error, config, checkpoint=checkpoint.path, advice="rolling back"),
-            state.step,
-            state.learning_rate_scale,
-            state.rollbacks,
-            config.training.rollbacks,
+        advice = (
+            f"going back to it with {state.learning_rate_scale:g} of the learning rate (rollback {state.rollbacks} of "
+            f"{config.training.rollbacks})"
         )
+        _log.warning("%s", explained(error, config, checkpoint=checkpoint.path, advice=advice))
         surroundings.writer.write(
             {
                 "step": state.step,
