@@ -15,6 +15,7 @@ OLD = {
     [
         ("training", {"steps": 20}, []),
         ("training", {"micro_batch_size": 2, "forward_batch_tokens": 64, "activation_checkpointing": True}, []),
+        ("training", {"micro_batch_size": "auto", "on_divergence": "rollback", "rollbacks": 5}, []),
         ("run", {"name": "b"}, []),
         ("data", {"evaluation": {"path": "y", "limit": 3}}, []),
         ("evaluation", {"every": "2 steps"}, []),

@@ -11,7 +11,7 @@ METHODS = f"{', '.join(map(repr, METHOD_NAMES[:-1]))} or {METHOD_NAMES[-1]!r}"
 CLASSIFICATION = 'type: classification\n    template: "{x}"\n    '
 TRAINING_KEYS = (
     "steps, epochs, batch_size, micro_batch_size, max_grad_norm, autocast, activation_checkpointing, "
-    "forward_batch_tokens"
+    "forward_batch_tokens, on_divergence, rollbacks"
 )
 
 
@@ -88,6 +88,26 @@ CASES: list[tuple[str, str, list[str]]] = [
             "19: evaluation.metrics.1: must be 'loss', 'accuracy', 'exact_match' or 'f1', not 'acuracy'. Did you mean "
             "'accuracy'?"
         ],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\n  micro_batch_size: all",
+        ["16: training.micro_batch_size: must be 'auto' or a whole number, not 'all'"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\n  micro_batch_size: 0",
+        ["16: training.micro_batch_size: must be 'auto' or above 0, not 0"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\n  on_divergence: roll_back",
+        ["16: training.on_divergence: must be 'stop' or 'rollback', not 'roll_back'. Did you mean 'rollback'?"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\n  rollbacks: 5",
+        ["16: training.rollbacks: none are made; add on_divergence: rollback, or leave it out"],
     ),
     # missing keys
     ("  steps: 10", "  batch_size: 10", ["14: training: write exactly one of steps and epochs"]),

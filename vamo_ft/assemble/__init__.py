@@ -1,6 +1,7 @@
 """The composition root: turns a configuration into the objects of a run. Every choice by name is made here."""
 
 from vamo_ft.assemble.export import copy_model, merge_model, rebuild_model
+from vamo_ft.assemble.recovery import train_run
 from vamo_ft.assemble.run import Run, build_run, evaluate_model
 from vamo_ft.assemble.subject import Subject, build_subject
 from vamo_ft.assemble.surroundings import RunSurroundings, Surroundings
@@ -16,4 +17,5 @@ __all__ = [
     "evaluate_model",
     "merge_model",
     "rebuild_model",
+    "train_run",
 ]

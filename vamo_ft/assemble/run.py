@@ -9,7 +9,9 @@ import torch
 
 from vamo_ft import __version__
 from vamo_ft.assemble.directions import build_directions
+from vamo_ft.assemble.divergence import check_weights
 from vamo_ft.assemble.method import build_estimator, build_update_rule
+from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
 from vamo_ft.assemble.seedlog import build_seed_logger
@@ -32,6 +34,7 @@ from vamo_ft.training.continuation import check_length, check_samples, check_set
 from vamo_ft.training.evaluation import EvaluationResult, evaluate
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
+from vamo_ft.training.runtime import memory_errors_explained
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 
@@ -132,6 +135,10 @@ def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: C
         discard_later(checkpoint)
 
     state = RunState.from_state_dict(checkpoint.load("run")) if checkpoint else RunState()
+    micro_batch = micro_batch_size(
+        config, objective, parameters, directions, runtime, source, chosen=state.micro_batch_size
+    )
+    state.micro_batch_size = micro_batch if config.training.micro_batch_size == "auto" else None
     metrics = MetricsLogger(
         surroundings.writer,
         due=due(config.logging.every, source),
@@ -165,25 +172,28 @@ def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: C
                 owner.load_state_dict(checkpoint.load(name))
 
     def save(state: RunState) -> None:
-        save_checkpoint(
-            surroundings.checkpoints,
-            step=state.step,
-            owners={"run": state.state_dict(), **{name: owner.state_dict() for name, owner in owners.items()}},
-            save_model=lambda directory: save_model(loaded.model, loaded.tokenizer, directory),
-            facts={
-                "version": __version__,
-                "config": config.model_dump(mode="json"),
-                "data": source.fingerprint,
-                "num_steps": num_steps,
-            },
-            keep=config.checkpoint.keep,
-        )
+        check_weights(parameters, source, state)
+        with memory_errors_explained(f"saving a checkpoint of step {state.step}"):
+            save_checkpoint(
+                surroundings.checkpoints,
+                step=state.step,
+                owners={"run": state.state_dict(), **{name: owner.state_dict() for name, owner in owners.items()}},
+                save_model=lambda directory: save_model(loaded.model, loaded.tokenizer, directory),
+                facts={
+                    "version": __version__,
+                    "config": config.model_dump(mode="json"),
+                    "data": source.fingerprint,
+                    "num_steps": num_steps,
+                },
+                keep=config.checkpoint.keep,
+            )
 
     checkpointer = Checkpointer(
         save,
         due=due(config.checkpoint.every, source),
         num_steps=num_steps,
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
+        at_start=config.training.on_divergence == "rollback",
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
     if seed_logger is not None:
@@ -194,7 +204,7 @@ def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: C
         update_rule=update_rule,
         learning_rate=learning_rates(config, source),
         num_steps=num_steps,
-        micro_batch_size=config.training.micro_batch_size or config.training.batch_size,
+        micro_batch_size=micro_batch,
         callbacks=callbacks,
         progress=surroundings.progress,
         stop_requested=surroundings.stop_requested,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from vamo_ft.assemble.method import build_estimator, build_update_rule
+from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.run import build_parts, learning_rates
 from vamo_ft.assemble.surroundings import Surroundings
 from vamo_ft.config.method import OPTIMIZERS, FirstOrderConfig, SpsaConfig, VamoConfig
@@ -120,7 +121,9 @@ def build_subject(config: RunConfig, progress: Progress) -> Subject:
         training=estimator if vamo is None else first_order,
         update_rule=build_update_rule(config, parts.parameters, parts.directions),
         learning_rate=learning_rates(config, parts.source),
-        micro_batch_size=config.training.micro_batch_size or config.training.batch_size,
+        micro_batch_size=micro_batch_size(
+            config, parts.objective, parts.parameters, parts.directions, parts.runtime, parts.source, chosen=None
+        ),
         num_probes=method.probes,
         eps=size if isinstance(size, float) else None,
         sized_by_radius=radius,

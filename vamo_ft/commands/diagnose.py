@@ -47,7 +47,7 @@ def diagnose(config: RunConfig, *, out: Path | None, samples: int, steps: int, b
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be made ({error.strerror}); name another folder") from None
     progress = Console(stderr=True)
-    with logging_to(progress), memory_errors_explained():
+    with logging_to(progress), memory_errors_explained("a measurement"):
         subject = build_subject(config, ConsoleProgress(progress))
         found = measure(subject, samples=samples, steps=steps, batches=batches)
     write_json(folder / "diagnose.json", finite(asdict(found)))

@@ -32,7 +32,7 @@ def evaluate(config: RunConfig, *, model: Path, data: str | None) -> None:
     if data_set is None:
         raise UsageError("the run's configuration has no data.evaluation; name a data set with --data")
     console = Console(stderr=True)
-    with logging_to(console), memory_errors_explained():
+    with logging_to(console), memory_errors_explained("loading the model"):
         result = evaluate_model(config, data_set, weights=model, progress=ConsoleProgress(console))
     figures = {"loss": result.loss, **result.scores}
     width = max(len("accuracy"), *map(len, figures))

@@ -38,7 +38,7 @@ def export(config: RunConfig, *, source: Path, out: Path, base: str | None, step
     if merge and config.model.adapter is None:
         raise UsageError("--merge: the run trained no adapter, and its model is whole already; leave it out")
     console = Console(stderr=True)
-    with logging_to(console), memory_errors_explained(), _in_place_of(out) as folder:
+    with logging_to(console), memory_errors_explained("the export"), _in_place_of(out) as folder:
         if base is not None:
             progress = ConsoleProgress(console)
             rebuild_model(config, folder, seed_log=source, base=base, steps=steps, merge=merge, progress=progress)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vamo_ft.assemble import Run, RunSurroundings, build_run
+from vamo_ft.assemble import Run, RunSurroundings, train_run
 from vamo_ft.commands.console import logging_to
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
@@ -97,21 +97,24 @@ def _train(
             progress=ConsoleProgress(console),
             stop_requested=signals.requested,
         )
-        run = build_run(config, surroundings, checkpoint=checkpoint)
-        write_text(directory.config, dump_config(config))
-        write_json(directory.environment, environment(run.device_name))
-        if checkpoint is not None:
-            _log.info("going on from %s", checkpoint.path)
-        _log.info(
-            "%s: %s trainable of %s parameters, %d training samples, %d steps",
-            config.method.name,
-            f"{run.parameters.numel:,}",
-            f"{sum(p.numel() for p in run.loaded.model.parameters()):,}",
-            run.trainer.source.num_samples,
-            run.trainer.num_steps,
-        )
-        run.trainer.train()
-    _save_final_model(run, config, directory)
+
+        def announce(run: Run, start: Checkpoint | None) -> None:
+            write_text(directory.config, dump_config(config))
+            write_json(directory.environment, environment(run.device_name))
+            if start is not None:
+                _log.info("going on from %s", start.path)
+            _log.info(
+                "%s: %s trainable of %s parameters, %d training samples, %d steps",
+                config.method.name,
+                f"{run.parameters.numel:,}",
+                f"{sum(p.numel() for p in run.loaded.model.parameters()):,}",
+                run.trainer.source.num_samples,
+                run.trainer.num_steps,
+            )
+
+        run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce)
+    with memory_errors_explained("saving the final model"):
+        _save_final_model(run, config, directory)
     _print_summary(run, directory)
 
 
@@ -155,7 +158,7 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
     """Keeps status.json true, whatever happens in the block, and says what to do next."""
     directory.write_status("running")
     try:
-        with memory_errors_explained(), _write_errors_explained(directory):
+        with memory_errors_explained("the preparation of the run"), _write_errors_explained(directory):
             yield
     except StopRequested as error:
         directory.write_status("stopped", exit_code=error.exit_code)

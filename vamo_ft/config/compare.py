@@ -14,6 +14,8 @@ _FREE = (
     "training.micro_batch_size",
     "training.forward_batch_tokens",
     "training.activation_checkpointing",
+    "training.on_divergence",
+    "training.rollbacks",
     "data.evaluation",
     "evaluation",
     "checkpoint",

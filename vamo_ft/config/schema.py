@@ -187,11 +187,10 @@ class TrainingConfig(Section):
     steps: int | None = Field(None, gt=0, description="updates; write this or epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the data; write this or steps")
     batch_size: int = Field(16, gt=0, description="samples per update")
-    micro_batch_size: int | None = Field(
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] | None = Field(
         None,
-        gt=0,
-        description="samples per forward and backward pass; null: the whole batch. Changes memory, and the result "
-        "only by rounding and by the masks of dropout",
+        description="samples per forward and backward pass; null: the whole batch; auto: as many as fit, found by "
+        "halving before the first step. Changes memory, and the result only by rounding and by the masks of dropout",
     )
     max_grad_norm: float | None = Field(
         None, gt=0, description="clip the gradient's Euclidean norm; null: no clipping. First-order methods preset 1.0"
@@ -207,10 +206,23 @@ class TrainingConfig(Section):
         "backward too for svrg",
     )
 
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="a loss or gradient that is not finite: stop before the update, or go back to the last checkpoint, "
+        "leave that step out and go on with half the learning rate",
+    )
+    rollbacks: int = Field(3, gt=0, description="on_divergence: rollback: at most so many of them, then stop")
+
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("write exactly one of steps and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_run_that_goes_back_counts_it(self) -> "TrainingConfig":
+        if self.on_divergence == "stop" and self.rollbacks != type(self).model_fields["rollbacks"].default:
+            raise ValueError("rollbacks: none are made; add on_divergence: rollback, or leave it out")
         return self
 
 

@@ -22,9 +22,19 @@ class UsageError(VamoFtError):
 
 
 class DivergenceError(VamoFtError):
-    """The loss or an estimate is not finite; raised before the update."""
+    """The loss or an estimate is not finite; raised before the update.
+
+    Attributes:
+        step: the update, counted from 0, that a run can leave out to go on; None: leaving one out would not help.
+        samples: those that were being looked at, where they are known.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, step: int | None = None, samples: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.step = step
+        self.samples = samples
 
 
 class StopRequested(VamoFtError):

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Segment", "TrainableParameters", "frozen_digest"]
+__all__ = ["Segment", "TrainableParameters", "all_finite", "frozen_digest"]
 
 _SAMPLED = 256  # values of each frozen tensor that its digest looks at
 
@@ -103,3 +103,8 @@ def frozen_digest(module: nn.Module) -> str:
 def _digest_into(digest: "hashlib._Hash", name: str, tensor: Tensor, values: Tensor) -> None:
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element is NaN or infinite; waits for the device."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())

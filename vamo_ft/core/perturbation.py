@@ -12,6 +12,7 @@ from torch.nn.functional import embedding, linear
 from torch.utils.hooks import RemovableHandle
 
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.memory import is_allocation_failure
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.stack import Owners, layer_stacks, owners_of, replace_forward, restore_forward
@@ -110,9 +111,9 @@ class Perturber:
         hidden = None
         try:
             hidden = (plain or evaluate)()
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a model does with weights that it should not have read
+            if is_allocation_failure(error):
+                raise
             _log.debug("evaluation with streamed tensors hidden: %s", error)
         finally:
             point.poison(outside=False)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vamo_ft.core.memory import is_allocation_failure
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.stack import Owners, layer_stacks, owners_of, replace_forward, restore_forward
 
@@ -78,10 +79,8 @@ class PrefixReuse:
                 with kept.replayed(), nullcontext() if proven else _outputs_of(self._module, reused):
                     result = losses()
                     reused.append(result)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # whatever a layer finds missing that an earlier one should have left
-                if proven:
+                if proven or is_allocation_failure(error):
                     raise
                 self._forbid(f"a layer fails without them ({type(error).__name__})")
                 return losses()

@@ -18,7 +18,7 @@ from typing import Any
 from vamo_ft.config.schema import DataSetConfig
 from vamo_ft.core.errors import DataError
 
-__all__ = ["Row", "Rows", "load_rows"]
+__all__ = ["Row", "Rows", "load_rows", "row_places"]
 
 Row = Mapping[str, Any]
 
@@ -297,3 +297,27 @@ def _check_cached_revision(path: str, revision: str, *, files: Iterable[str]) ->
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def row_places(config: DataSetConfig, indices: Sequence[int]) -> list[str]:
+    """Where rows stand, reading the data again: `file:line` of JSON lines, else the file and the row, counted from 1.
+
+    Raises:
+        DataError: the data is not what it was when the rows were loaded.
+    """
+    if not exists(expanduser(config.path)):
+        return [f"{config.path}, row {index + 1}" for index in indices]
+    path, wanted, places = Path(expanduser(config.path)), set(indices), dict[int, str]()
+    files = _files_of_folder(path, split=config.split) if path.is_dir() else [path]
+    for index, place in enumerate(chain.from_iterable(_places(file) for file in files)):
+        if index in wanted:
+            places[index] = place
+        if len(places) == len(wanted):
+            return [places[index] for index in indices]
+    raise DataError(f"{path}: has fewer rows than before")
+
+
+def _places(file: Path) -> Iterator[str]:
+    if file.suffix == ".jsonl":
+        return (f"{file}:{number}" for number, line in _lines(file) if line.strip())
+    return (f"{file}, row {number}" for number, _ in enumerate(_reader(file)(file), start=1))

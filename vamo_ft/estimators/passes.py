@@ -8,6 +8,7 @@ import torch
 
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
+from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Progress, ProgressTask, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Work
 
@@ -111,10 +112,23 @@ class SnapshotPasses:
 
     @contextmanager
     def over(self, source: SampleSource, indices: Sequence[int], *, stages: int, state: PassState) -> Iterator[Stages]:
-        """A pass over the samples `indices`, sorted by length and packed into batches, `stages` times."""
+        """A pass over the samples `indices`, sorted by length and packed into batches, `stages` times.
+
+        Raises:
+            DeviceMemoryError: names the batch that did not fit.
+        """
         groups = source.groups(indices, token_budget=self.token_budget)
         sizes = [len(group) for _ in range(stages) for group in groups]
-        with self.progress.task("snapshot", sum(sizes), done=sum(sizes[: state.cursor])) as task:
+
+        def place() -> str:
+            group = groups[state.cursor % len(groups)]
+            longest = max(source.length(index) for index in group)
+            return f"a snapshot (a batch of {len(group)} samples, the longest row of {longest} tokens)"
+
+        with (
+            self.progress.task("snapshot", sum(sizes), done=sum(sizes[: state.cursor])) as task,
+            memory_explained(place, remedy="lower training.forward_batch_tokens, or data.max_length"),
+        ):
             yield Stages(source, groups, state, task, self.stop_requested)
 
 

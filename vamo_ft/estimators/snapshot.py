@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import VamoFtError
+from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
@@ -118,6 +118,7 @@ class Snapshots:
 
         Raises:
             StopRequested: between two batches; the snapshot holds what was scored so far.
+            DivergenceError: a loss is not finite.
             VamoFtError: the losses do not depend on the perturbation.
         """
         if self.eps is None:
@@ -133,6 +134,12 @@ class Snapshots:
                         snapshot.table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
                         snapshot.scoring.work += Work.forward([batch])
         snapshot.table.close(reference)
+        if samples := snapshot.table.not_finite():
+            raise DivergenceError(
+                f"snapshot of step {snapshot.step}: the losses of {len(samples)} of {len(scored)} samples are not "
+                "finite; the update was not made",
+                samples=samples,
+            )
         if not snapshot.table.mean.any():
             raise VamoFtError(
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "

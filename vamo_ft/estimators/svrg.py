@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.errors import DivergenceError
+from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, Work
@@ -99,6 +100,7 @@ class Svrg:
 
         Raises:
             StopRequested: between two batches of the pass; the state holds the sums so far.
+            DivergenceError: the full gradient is not finite.
         """
         snapshot = self._snapshot
         if snapshot is None or (snapshot.step < step and self._settings.snapshot_due(step)):
@@ -174,6 +176,10 @@ class Svrg:
                 snapshot.num_samples += len(batch)
                 snapshot.scoring.work += Work.forward([batch]) + Work.backward([batch])
         self._parameters.clear_gradients()
+        if not all_finite(snapshot.sums):
+            raise DivergenceError(
+                f"snapshot of step {snapshot.step}: the full gradient is not finite; the update was not made"
+            )
         snapshot.base = self._parameters.copy()
         snapshot.scoring.complete = True
 

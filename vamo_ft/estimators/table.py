@@ -45,6 +45,11 @@ class DerivativeTable:
         """(q,) float64, `cbar`: derivatives of the mean loss over the reference samples."""
         return self._mean
 
+    def not_finite(self) -> tuple[int, ...]:
+        """Samples one of whose derivatives is NaN or infinite."""
+        rows = ~torch.isfinite(self._derivatives).all(1)
+        return tuple(rows.nonzero().flatten().tolist())
+
     def add(self, indices: Sequence[int], point: ProbePoint, losses: Tensor, counts: Tensor) -> None:
         """Enters the (m,) losses of samples `indices` at a probe point."""
         rows = torch.tensor(indices, device=self._derivatives.device)

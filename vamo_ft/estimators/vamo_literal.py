@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import UsageError, VamoFtError
+from vamo_ft.core.errors import DivergenceError, UsageError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
-from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, Work
@@ -117,6 +117,7 @@ class VamoLiteral:
 
         Raises:
             StopRequested: between two samples of the pass; the state holds what was added up so far.
+            DivergenceError: a loss is not finite.
             UsageError: there are 2^32 directions or more.
         """
         if source.num_samples * self._settings.num_probes >= _MOST_KEYS:
@@ -210,6 +211,10 @@ class VamoLiteral:
                 self._directions.axpy_(snapshot.total, coefficients, keys)
                 snapshot.weight += sample.counts.to(self._runtime.device).double().sum()
                 snapshot.scoring.work += self._probe.work([sample], self._points, keys)
+        if not all_finite(snapshot.total):
+            raise DivergenceError(
+                f"snapshot of step {snapshot.step}: the full estimate is not finite; the update was not made"
+            )
         if not any(bool(total.any()) for total in snapshot.total):
             raise VamoFtError(
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "

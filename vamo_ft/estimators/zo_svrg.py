@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import VamoFtError
+from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
-from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
@@ -112,6 +112,7 @@ class ZoSvrg:
 
         Raises:
             StopRequested: between two batches of the pass; the state holds the sums so far.
+            DivergenceError: a loss is not finite.
             VamoFtError: the losses do not depend on the perturbation, and are not piecewise constant.
         """
         snapshot = self._snapshot
@@ -200,6 +201,10 @@ class ZoSvrg:
                 snapshot.sums = snapshot.sums + derivatives.sum(0)
                 snapshot.weight = snapshot.weight + batch.counts.to(self._runtime.device).double().sum()
                 snapshot.scoring.work += self._probe.work([batch], self._points, keys)
+        if not all_finite([snapshot.sums]):
+            raise DivergenceError(
+                f"snapshot of step {snapshot.step}: the full derivatives are not finite; the update was not made"
+            )
         if not settings.piecewise_constant and not snapshot.sums.any():
             raise VamoFtError(
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "

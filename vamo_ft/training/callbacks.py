@@ -157,24 +157,40 @@ class Evaluator(Callback):
 
 
 class Checkpointer(Callback):
-    """Saves every period, after the last step and when the run is stopped."""
+    """Saves every period, after the last step, when the run is stopped, and after a rollback, so that it is kept.
 
-    def __init__(self, save: Callable[[RunState], None], *, due: Due, num_steps: int, saved: RunState | None) -> None:
+    Args:
+        saved: the state that is on disk.
+        at_start: save before the first step too, so that there is always a checkpoint to go back to.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[RunState], None],
+        *,
+        due: Due,
+        num_steps: int,
+        saved: RunState | None,
+        at_start: bool = False,
+    ) -> None:
         self._save = save
         self._due = due
         self._num_steps = num_steps
         self._saved = _progress_of(saved)
+        self._rollbacks = 0 if saved is None else saved.rollbacks
+        self._at_start = at_start
 
     def at_boundary(self, state: RunState) -> None:
         """Saves when it is due and this step is not saved yet."""
-        if state.step > 0 and (self._due(state.step) or state.step == self._num_steps):
+        due = self._due(state.step) or state.step == self._num_steps
+        if state.rollbacks != self._rollbacks or (due if state.step > 0 else self._at_start):
             self.on_stop(state)
 
     def on_stop(self, state: RunState) -> None:
         """Saves, unless nothing was computed since; more of a snapshot takes the place of less of it."""
         if _progress_of(state) != self._saved:
             self._save(state)
-            self._saved = _progress_of(state)
+            self._saved, self._rollbacks = _progress_of(state), state.rollbacks
 
 
 def _progress_of(state: RunState | None) -> tuple[int, float] | None:

@@ -1,6 +1,7 @@
 """Loss and scores over held-out samples."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import StopRequested
+from vamo_ft.core.memory import largest_of, memory_explained
 from vamo_ft.core.protocols import Objective, Progress, Runtime
 from vamo_ft.core.types import Batch
 
@@ -54,6 +56,7 @@ def evaluate(
 
     Raises:
         StopRequested: between two batches.
+        DeviceMemoryError: names the batch that did not fit.
     """
     objective.module.eval()
     loss, weight = torch.zeros(2, dtype=torch.float64, device=runtime.device)
@@ -62,7 +65,7 @@ def evaluate(
         for batch in source.batches(token_budget=token_budget):
             if stop_requested():
                 raise StopRequested("stopped in an evaluation")
-            with runtime.autocast():
+            with _memory_of(batch), runtime.autocast():
                 terms = objective.evaluate(batch.to(runtime.device))
             loss += terms.loss.total.double().sum()
             weight += terms.loss.count.double().sum()
@@ -71,3 +74,10 @@ def evaluate(
             task.advance(len(batch))
     means = {name: score.item() / source.num_samples for name, score in scores.items()}
     return EvaluationResult(loss.item() / weight.item(), means, source.num_samples)
+
+
+def _memory_of(batch: Batch) -> AbstractContextManager[None]:
+    return memory_explained(
+        lambda: f"an evaluation (a batch of {largest_of([batch])})",
+        remedy="lower training.forward_batch_tokens, data.max_length or evaluation.max_new_tokens",
+    )

@@ -1,18 +1,16 @@
 """The device a run uses, as accelerate sees it."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import PartialState
 
-from vamo_ft.core.errors import DeviceMemoryError, UsageError
+from vamo_ft.core.errors import UsageError
+from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.runtime import LocalRuntime
 
 __all__ = ["build_runtime", "memory_errors_explained", "refuse_launchers"]
-
-_ALLOCATION_FAILED = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def refuse_launchers() -> None:
@@ -35,16 +33,10 @@ def build_runtime(*, autocast: torch.dtype | None) -> LocalRuntime:
     return LocalRuntime(device if device.type == "cuda" else "cpu", autocast=autocast)
 
 
-@contextmanager
-def memory_errors_explained() -> Iterator[None]:
-    """Turns an allocation that failed in the block into a `DeviceMemoryError` that says what to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, the CPU's is a plain one
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _ALLOCATION_FAILED):
-            raise
-        raise DeviceMemoryError(
-            f"out of memory: {next(iter(str(error).splitlines()), 'allocation failed')}; lower "
-            "training.micro_batch_size or training.forward_batch_tokens, or set training.activation_checkpointing, and "
-            "run again: the last checkpoint is used"
-        ) from error
+def memory_errors_explained(phase: str) -> AbstractContextManager[None]:
+    """`memory_explained` for all that no block within knows better; `phase` as in "out of memory in ..."."""
+    return memory_explained(
+        phase,
+        remedy="lower training.micro_batch_size or training.forward_batch_tokens, or take model.dtype: bfloat16 or an "
+        "adapter (model.adapter)",
+    )

@@ -1,16 +1,22 @@
 """The training loop."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 from vamo_ft.core.errors import DivergenceError, StopRequested
+from vamo_ft.core.memory import largest_of, memory_explained
 from vamo_ft.core.protocols import GradientEstimator, Progress, SampleSource, UpdateRule
-from vamo_ft.core.types import Batch
+from vamo_ft.core.types import Batch, Estimate
 from vamo_ft.training.callbacks import Callback
 from vamo_ft.training.state import RunState, StepRecord
 
 __all__ = ["Trainer"]
+
+_log = logging.getLogger("vamo_ft")
 
 
 class Trainer:
@@ -18,7 +24,7 @@ class Trainer:
 
     Callbacks act at step boundaries (before the first step, between steps and after the last) and after each update.
     A stop is honoured at a boundary, within a snapshot and within an evaluation; all leave a state that a checkpoint
-    can hold.
+    can hold. Steps that the state names as skipped do what is due before them, and make no update.
     """
 
     def __init__(
@@ -51,7 +57,8 @@ class Trainer:
 
         Raises:
             StopRequested: a signal came; the callbacks have saved the run.
-            DivergenceError: the loss is not finite; the update was not made.
+            DivergenceError: the loss or the estimate is not finite; the update was not made.
+            DeviceMemoryError: names the part of the step that did not fit.
         """
         state = self.state
         try:
@@ -63,35 +70,73 @@ class Trainer:
                         return
                     if self.stop_requested():
                         raise StopRequested(f"stopped after step {state.step}")
-                    record = self._step()
-                    for callback in self.callbacks:
-                        callback.after_step(state, record)
-                    task.note(f"loss {record.loss:.4f}  {state.tokens / state.seconds:.0f} tokens/s")
+                    if (record := self._step()) is not None:
+                        for callback in self.callbacks:
+                            callback.after_step(state, record)
+                        task.note(f"loss {record.loss:.4f}  {state.tokens / state.seconds:.0f} tokens/s")
                     task.advance()
         except StopRequested:
             for callback in self.callbacks:
                 callback.on_stop(state)
             raise
 
-    def _step(self) -> StepRecord:
+    def _step(self) -> StepRecord | None:
+        """One update; None where it is left out."""
         state, began = self.state, time.perf_counter()
         try:
-            state.work += self.estimator.prepare(self.source, state.step)
+            with memory_explained(
+                "the work before a step (its snapshot)",
+                remedy="lower training.forward_batch_tokens, or train an adapter (model.adapter)",
+            ):
+                state.work += self.estimator.prepare(self.source, state.step)
+            if state.step in state.skipped:
+                _log.info("step %d is left out: it diverged before", state.step + 1)
+                state.step += 1
+                return None
             micro_batches = self._micro_batches(state.step)
-            estimate = self.estimator.estimate(micro_batches, state.step)
-            loss = float(estimate.loss)
-            if not math.isfinite(loss):
-                raise DivergenceError(f"step {state.step + 1}: the loss is {loss}; the update was not made")
-            learning_rate = self.learning_rate(state.step)
-            measured = self.update_rule.apply(estimate, learning_rate=learning_rate, step=state.step)
+            try:
+                estimate, record = self._update(micro_batches)
+            except DivergenceError as error:
+                samples = tuple(index for batch in micro_batches for index in batch.indices)
+                raise DivergenceError(str(error), step=state.step, samples=samples) from None
         finally:
             state.seconds += time.perf_counter() - began
         state.step += 1
         state.samples += sum(len(batch) for batch in micro_batches)
         state.tokens += sum(batch.num_tokens for batch in micro_batches)
         state.work += estimate.work
-        return StepRecord(loss, learning_rate, measured, estimate.metrics)
+        return record
+
+    def _update(self, micro_batches: Sequence[Batch]) -> tuple[Estimate, StepRecord]:
+        state = self.state
+        with memory_explained(
+            lambda: f"a step (its largest micro-batch: {largest_of(micro_batches)})",
+            remedy="lower training.micro_batch_size (or write auto) or data.max_length, or set "
+            "training.activation_checkpointing",
+        ):
+            estimate = self.estimator.estimate(micro_batches, state.step)
+            loss = _checked_loss(estimate, step=state.step)
+        learning_rate = self.learning_rate(state.step) * state.learning_rate_scale
+        with memory_explained(
+            f"the update of a step (batch of {sum(map(len, micro_batches))} samples)",
+            remedy="take an optimizer that keeps less (optimizer.name: sgd), or train an adapter (model.adapter)",
+        ):
+            measured = self.update_rule.apply(estimate, learning_rate=learning_rate, step=state.step)
+        return estimate, StepRecord(loss, learning_rate, measured, estimate.metrics)
 
     def _micro_batches(self, step: int) -> list[Batch]:
         indices, size = self.source.step_indices(step), self.micro_batch_size
         return [self.source.batch(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def _checked_loss(estimate: Estimate, *, step: int) -> float:
+    """The mean loss, once it and the coefficients are known to be finite; waits for the device once."""
+    finite = torch.ones((), dtype=torch.bool, device=estimate.loss.device)
+    if estimate.projected is not None:
+        finite = torch.isfinite(estimate.projected.coefficients).all()
+    loss, coefficients_finite = torch.stack([estimate.loss.double(), finite.double()]).tolist()
+    if not math.isfinite(loss):
+        raise DivergenceError(f"step {step + 1}: the loss is {loss}; the update was not made")
+    if not coefficients_finite:
+        raise DivergenceError(f"step {step + 1}: a projected gradient is not finite; the update was not made")
+    return float(loss)
