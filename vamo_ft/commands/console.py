@@ -2,13 +2,24 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 __all__ = ["logging_to"]
+
+
+class _LogFile(logging.FileHandler):
+    """Loses lines on a full disk, which is told by what has to be saved and not by a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
@@ -21,7 +32,7 @@ def logging_to(console: Console, *, file: Path | None = None) -> Iterator[None]:
     else:
         handlers = [logging.StreamHandler(console.file)]
     if file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level, logger.propagate = logger.level, False
     logger.setLevel(logging.INFO)
