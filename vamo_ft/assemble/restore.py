@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import StateDict, Stateful
 from vamo_ft.training.checkpoint import Checkpoint
 
-__all__ = ["restore"]
+__all__ = ["remove_seed_log", "restore"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -27,8 +28,8 @@ def restore(
 
     The state of the estimator and of the directions (snapshots, tables, learnt coefficients) is dropped with any change
     that reaches an estimate: it belongs to another method, other samples or another loss, even where the shapes agree.
-    The optimizer's moments are dropped with another optimizer, else those whose parameter has another shape are. A seed
-    log ends: it could no longer rebuild the run.
+    The optimizer's moments are dropped with another optimizer, else those whose parameter has another shape are. No
+    seed log is written any more: it could not rebuild the run.
 
     Args:
         owners: by their name in the checkpoint.
@@ -42,15 +43,21 @@ def restore(
             continue
         match name:
             case "seed_log":
-                _log.warning("the seed log ends here: with other settings it could not rebuild the run")
                 owner.load_state_dict({"length": None})
             case "estimator" | "directions" if not all(change.startswith(_UPDATE_ONLY) for change in changes):
-                if not checkpoint.holds(name) or _has_content(checkpoint.load(name)):
+                if checkpoint.holds(name) and _has_content(checkpoint.load(name)):
                     _log.warning("the state of the %s is dropped: it belongs to other settings", name)
             case "update_rule":
                 owner.load_state_dict(_surviving_moments(checkpoint.load(name), parameters, changes))
             case _:
                 owner.load_state_dict(checkpoint.load(name))
+
+
+def remove_seed_log(path: Path) -> None:
+    """Removes the seed log of a run that continues with other settings, from which it cannot be rebuilt."""
+    if path.is_file():
+        _log.warning("%s is removed: with other settings it could not rebuild the run", path)
+        path.unlink()
 
 
 def _surviving_moments(state: StateDict, parameters: TrainableParameters, changes: Sequence[str]) -> StateDict:

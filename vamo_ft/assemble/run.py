@@ -12,7 +12,7 @@ from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.restore import restore
+from vamo_ft.assemble.restore import remove_seed_log, restore
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
 from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
@@ -180,6 +180,8 @@ def build_run(
     if seed_logger is not None:
         owners["seed_log"] = seed_logger
     if checkpoint is not None:
+        if changes:
+            remove_seed_log(surroundings.seed_log)
         restore(checkpoint, owners, parameters, changes=changes)
     base = base_fingerprint(config.model)
     if base is None and checkpoint is not None:  # with the whole model in the checkpoint it is not needed

@@ -264,7 +264,7 @@ def _tokenize(
 def _until_stopped(examples: Iterable[TextExample], stop_requested: Callable[[], bool]) -> Iterator[TextExample]:
     for example in examples:
         if stop_requested():
-            raise StopRequested("stopped while the data was prepared, before anything was computed")
+            raise StopRequested("nothing to save yet: stopped in the preparation of the data")
         yield example
 
 
