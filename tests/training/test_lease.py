@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.workspace import Workspace
 from vamo_ft.core.errors import DataError
 from vamo_ft.training import lease, rundir
 from vamo_ft.training.lease import Holder, Lease
@@ -128,3 +129,14 @@ def test_a_file_system_without_locks_has_the_lease(tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match=f"in use by process {os.getpid()}"):
         RunDirectory(tmp_path).lock()
     first.unlock()
+
+
+def test_a_run_logs_whom_it_takes_over_from(workspace: Workspace) -> None:
+    workspace.configure({"training": {"steps": 2}})
+    workspace.directory().mkdir(parents=True)
+    plant(workspace.directory(), replace(Holder.here(), started=1))
+    assert workspace.train() == 0
+    text = (workspace.directory() / "log.txt").read_text()
+    assert f"taken over from process {os.getpid()} on {Holder.here().host} (it is no longer there)" in text
+    plant(workspace.directory(), ELSEWHERE)
+    assert workspace.train("--set", "training.steps=3") == 2

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from safetensors.torch import save_file
 from tests.full_disk import fill, largest_file, pretend_free, small_disk
 from tests.tiny import byte_tokenizer, tiny_llama
 from vamo_ft.core.errors import SaveError
+from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.types import ProjectedGradient, ProjectedUpdate
 from vamo_ft.models.export import save_model, saved_bytes
 from vamo_ft.training.callbacks import Checkpointer
 from vamo_ft.training.checkpoint import newest_checkpoint, save_checkpoint
 from vamo_ft.training.disk import disk_error, full_disk_explained
+from vamo_ft.training.seedlog import SeedLogger, read_seed_log
 from vamo_ft.training.sinks import MetricsWriter
 from vamo_ft.training.space import check_run_space, tensor_bytes
-from vamo_ft.training.state import RunState
+from vamo_ft.training.state import RunState, StepRecord
 
 
 def write_weights(folder: Path) -> None:
@@ -208,3 +212,34 @@ def test_metrics_wait_for_room_in_whole_lines(tmp_path: Path, caplog: pytest.Log
         writer.write(line)
     assert "1 lines could not be written and are lost" in caplog.text
     assert path.read_bytes().count(b"\n") == 4
+
+
+def test_a_seed_log_waits_for_room_in_whole_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def written(path: Path, *, limit: int | None) -> bytes:
+        updates = (
+            ProjectedUpdate(step, 0.1, ProjectedGradient(torch.ones(9, dtype=torch.float64) * step, keys(step)))
+            for step in range(4)
+        )
+        current: list[ProjectedUpdate] = []
+        logger = SeedLogger(
+            path, seed=3, applied=lambda: current[-1], digest=lambda: "00" * 32, due=lambda step: True, num_steps=4
+        )
+        logger.begin({})
+        for step, update in enumerate(updates, start=1):
+            current.append(update)
+            with largest_file(path.stat().st_size + 40) if limit == step else nullcontext():
+                logger.after_step(RunState(step=step), StepRecord(0.0, 0.1, {}, {}))
+                if limit == step:
+                    with pytest.raises(SaveError, match="could not be written: File too large"):
+                        logger.state_dict()
+        logger.at_boundary(RunState(step=4))
+        return path.read_bytes()
+
+    def keys(step: int) -> tuple[HashKey, ...]:
+        return tuple(HashKey(3, Domain.DIRECTION, step, probe) for probe in range(9))
+
+    whole = written(tmp_path / "whole", limit=None)
+    with caplog.at_level(logging.WARNING, "vamo_ft"):
+        assert written(tmp_path / "full", limit=2) == whole
+    assert "wait until there is room" in caplog.text
+    assert len(read_seed_log(tmp_path / "full").updates) == 4
