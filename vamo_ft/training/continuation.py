@@ -24,7 +24,7 @@ def check_settings(checkpoint: Checkpoint, changes: Sequence[str], *, allow: boo
     if changes and not allow:
         raise UsageError(
             f"{checkpoint.path} belongs to a run with other settings ({'; '.join(changes)}); change them back, "
-            f"start anew with --fresh, or continue all the same with --resume {checkpoint.path} --allow-changes"
+            f"start anew with --fresh, or continue all the same with {_option(checkpoint)}"
         )
     for change in changes:
         _log.warning("--allow-changes: %s", change)
@@ -43,8 +43,8 @@ def check_samples(checkpoint: Checkpoint, fingerprint: str, *, allow: bool) -> l
         return []
     if not allow:
         raise DataError(
-            f"data.train: the samples differ from those that {checkpoint.path} was trained on; restore the data, or "
-            "start anew with --fresh"
+            f"data.train: the samples differ from those that {checkpoint.path} was trained on; restore the data, "
+            f"start anew with --fresh, or continue all the same with {_option(checkpoint)}"
         )
     change = _difference("data.train samples", checkpoint.facts["data"], fingerprint)
     _log.warning("--allow-changes: %s", change)
@@ -73,12 +73,17 @@ def check_base(checkpoint: Checkpoint, found: Mapping[str, Any] | None, *, allow
         commits = "" if began["commit"] == found["commit"] else f" (commit {began['commit']}, now {found['commit']})"
         raise DataError(
             f"model.path: {found['path']}: the {' and the '.join(names[key] for key in different)} differ from what "
-            f"{checkpoint.path} began with{commits}; restore the model, or start anew with --fresh"
+            f"{checkpoint.path} began with{commits}; restore the model, start anew with --fresh, or continue all the "
+            f"same with {_option(checkpoint)}"
         )
     changes = [_difference(f"model.path {names[key]}", began[key], found[key]) for key in different]
     for change in changes:
         _log.warning("--allow-changes: %s", change)
     return changes
+
+
+def _option(checkpoint: Checkpoint) -> str:
+    return f"--resume {checkpoint.path} --allow-changes"
 
 
 def _difference(name: str, old: str | None, new: str | None) -> str:
