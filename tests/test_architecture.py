@@ -44,6 +44,7 @@ LIBRARIES = {  # library -> the parts of vamo_ft that may import it when they ru
 LIGHT = ("cli", "commands.validate", "commands.methods", "commands.init", "commands.report", "commands.settings")
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load", "torch.save"}
+PICKLES |= {"yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.UnsafeLoader", "yaml.FullLoader"}
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ def test_an_allowed_import_passes(module: str, source: str) -> None:
         ("x = 1\n" * 401, "vamo_ft/a.py: has more than 400 lines"),
         ("import torch\ntorch.save(1, 'f')", "vamo_ft/a.py:2: torch.save may run code from a file"),
         ("from torch import load", "vamo_ft/a.py:1: torch.load may run code from a file"),
+        ("import yaml\nyaml.load(x)", "vamo_ft/a.py:2: yaml.load may run code from a file"),
         ("def f():\n    global x", "vamo_ft/a.py:2: global state"),
         ("def f(a, **rest: int): ...", "vamo_ft/a.py:1: **rest hides what may be passed"),
     ],

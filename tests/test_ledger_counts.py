@@ -116,3 +116,14 @@ def test_a_method_reports_what_the_model_was_asked_for(name: str, workspace: Wor
     }
     assert work["forward_supervised"] == COMPLETION * work["forward_samples"] > 0
     assert line["flops"] > 0
+
+
+def test_layers_below_what_is_trained_are_not_paid_for_at_every_probe_point(workspace: Workspace, count: Count) -> None:
+    """With the first layer frozen, the q further points of a sample begin at the second one."""
+    method = {"name": "vamo_literal", "probes": 2, "radius": 0.1, "snapshot": {"every": "2 steps"}}
+    workspace.configure(merged(SETTING, {"model": {"freeze": ["*embed*", "*layers.0.*"]}, "method": method}))
+    assert workspace.train() == 0
+    work = count.reported
+    evaluated, rest = divmod(work.forward_tokens - work.backward_tokens, 2 + 1)  # all but the training passes
+    assert rest == 0
+    assert work.reused_layer_tokens == 2 * evaluated > 0

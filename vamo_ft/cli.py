@@ -1,9 +1,12 @@
 """The command line: arguments in, exit codes out. What a command needs is imported inside its function."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -38,7 +41,16 @@ class _Options:
 
 def main() -> NoReturn:
     """Runs the command that the process was started with."""
-    sys.exit(run(sys.argv[1:], ends_process=True))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows what it can
+    code = run(sys.argv[1:], ends_process=True)
+    try:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.flush()
+    except OSError:  # whoever read the output, such as `head`, is gone; the interpreter would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str], *, ends_process: bool = False) -> int:
@@ -56,28 +68,59 @@ def run(arguments: Sequence[str], *, ends_process: bool = False) -> int:
         code = app(arguments, prog_name="vamo-ft", standalone_mode=False, obj=options)
     except Exception as error:
         return _report(error, debug=options.debug)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except SystemExit as exit:
+        if exit.code is None or isinstance(exit.code, int):
+            return exit.code or 0
+        _say(exit.code)
+        return 1
     if code == _INTERRUPTED:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
     return code if isinstance(code, int) else 0
 
 
 def _report(error: Exception, *, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
+        _say("".join(traceback.format_exception(error)), one_line=False)
     code = getattr(error, "exit_code", None)
     if not isinstance(code, int):
         if not debug:
-            kind = type(error).__name__
-            print(f"unexpected error: {kind}: {error} (run again with --debug for the traceback)", file=sys.stderr)
+            what = ": ".join(filter(None, (type(error).__name__, _text(error))))
+            _say(f"unexpected error: {what} (run again with --debug for the traceback)")
         return 1
     show = getattr(error, "show", None)
     if callable(show):  # usage errors know how to show themselves
-        show()
+        with suppress(OSError, ValueError):  # UnicodeEncodeError is a ValueError
+            show()
         return code
     prefix = "" if code == _STOPPED else "error: "
-    for line in str(error).splitlines():
-        print(f"{prefix}{line}", file=sys.stderr)
+    for problem in getattr(error, "problems", None) or [_text(error)]:
+        _say(f"{prefix}{problem}")
     return code
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error).strip()
+    except Exception as another:  # a library's message that cannot be put together
+        return f"its message cannot be shown ({type(another).__name__})"
+
+
+def _say(text: str, *, one_line: bool = True) -> None:
+    """Prints to standard error without secrets; on one line, without what a terminal would obey."""
+    from vamo_ft.commands.secrets import masked
+
+    text = masked(text)
+    if one_line:
+        text = " ".join(line.strip() for line in text.splitlines())
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    try:
+        print(text.rstrip("\n"), file=sys.stderr)
+    except UnicodeEncodeError:
+        print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    except (OSError, ValueError):  # nobody listens any more
+        return
 
 
 def _print_version(wanted: bool) -> None:
@@ -156,7 +199,7 @@ def _diagnose(
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Held-out samples whose gradients are taken one by one.")] = 64,
     steps: Annotated[int, typer.Option(min=0, help="Training steps before the measurements, in memory only.")] = 64,
-    batches: Annotated[int, typer.Option(min=3, help="Held-out batches whose variance is measured.")] = 32,
+    batches: Annotated[int, typer.Option(min=8, help="Held-out batches whose variance is measured.")] = 32,
 ) -> None:
     """Measure noise floor, variance, cost and what the correction gives, and say whether it pays."""
     from vamo_ft.commands.settings import load_settings

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from scripts.paper_figures.figures import table, write_results
-from scripts.paper_figures.language_model import METHODS, run_language_model
+from scripts.paper_figures.language_model import METHODS, RunEnded, run_language_model
 from vamo_ft.assemble.surroundings import Surroundings
 from vamo_ft.commands.console import logging_to
 from vamo_ft.config.errors import ConfigError
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(
                     f"{table(numbers)}\n\n{time.perf_counter() - began:.0f} s; in {options.out}/{name}.png and .json\n"
                 )
-    except (ConfigError, VamoFtError) as error:
+    except (ConfigError, VamoFtError, RunEnded) as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
 
@@ -65,7 +65,7 @@ def _run_language_model(options: argparse.Namespace) -> dict[str, Any]:
         overrides += ["training.steps=3", "data.train.limit=24", "data.evaluation.limit=8", "logging.every=1 step"]
     arms, held_out = run_language_model(
         options.methods,
-        seeds=range(1 if options.quick else options.seeds or 3),
+        seeds=range(1 if options.quick else options.seeds or 5),
         overrides=overrides,
         folder=options.out / ("sst2-quick" if options.quick else "sst2"),
     )
@@ -78,9 +78,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--experiments",
         type=lambda text: text.split(","),
         default=list(SYNTHETIC),
-        help=f"of {','.join(SYNTHETIC)},sst2; default: those that take minutes, all but sst2",
+        help=f"of {','.join(SYNTHETIC)},sst2; default: least_squares,digits_mlp",
     )
-    parser.add_argument("--seeds", type=int, help="seeds 0 to this less one; default: the file's five, sst2 three")
+    parser.add_argument("--seeds", type=int, help="seeds 0 to this less one; default: five")
     parser.add_argument("--quick", action="store_true", help="few steps and seeds, to see that everything works")
     parser.add_argument(
         "--methods", type=lambda text: text.split(","), default=list(METHODS), help="sst2: files in configs/paper/sst2"

@@ -8,6 +8,7 @@ from typing import Any
 
 from vamo_ft.report.curves import Curve, Panel, draw_panels
 from vamo_ft.studies.curves import ArmResult, band, summary
+from vamo_ft.training.sinks import finite
 
 EVALUATIONS = "sample evaluations: forward + 2 x backward"
 
@@ -57,4 +58,4 @@ def _spread(spread: dict[str, float | None]) -> str:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(finite(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")

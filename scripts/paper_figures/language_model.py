@@ -15,6 +15,14 @@ METHODS = ("adamw", "vamo", "mezo")
 """The methods that run where none are named; the folder holds more."""
 
 
+class RunEnded(Exception):
+    """A run that did not finish, with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"a run ended with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 def run_language_model(
     methods: Sequence[str], *, seeds: Sequence[int], overrides: Sequence[str], folder: Path
 ) -> tuple[list[ArmResult], dict[str, Any]]:
@@ -24,7 +32,7 @@ def run_language_model(
         Curves of the mean loss since the line before, and for each method what its evaluations say.
 
     Raises:
-        subprocess.CalledProcessError: a run ended early; it has said why, and goes on when it is started again.
+        RunEnded: a run ended early; it has said why, and goes on when it is started again.
     """
     runs: dict[str, list[SeedRun]] = {method: [] for method in methods}
     rates: dict[str, float] = {}
@@ -34,7 +42,9 @@ def run_language_model(
             name = f"{method}-{seed}"
             settings = [f"run.output_dir={folder}", f"run.name={name}", f"run.seed={seed}", *overrides]
             command = [sys.executable, "-m", "vamo_ft", "train", str(CONFIGS / f"{method}.yaml")]
-            subprocess.run([*command, *(word for item in settings for word in ("--set", item))], check=True)
+            code = subprocess.run([*command, *(word for item in settings for word in ("--set", item))]).returncode
+            if code != 0:
+                raise RunEnded(code)
             lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text("utf-8").splitlines()]
             training = [line for line in lines if "loss" in line]
             runs[method].append(SeedRun(seed, [_point(line) for line in training]))

@@ -9,7 +9,7 @@ from tests.tiny import sentiment_rows, write_jsonl
 from tests.workspace import ADAMW, LORA, Workspace
 from vamo_ft.cli import run
 
-FEW = ["--samples", "6", "--steps", "4", "--batches", "5"]
+FEW = ["--samples", "6", "--steps", "4", "--batches", "8"]
 
 
 def diagnosed(workspace: Workspace, changes: dict[str, Any], *arguments: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def test_vamo(workspace: Workspace, structure: str, capsys: pytest.CaptureFixtur
     found = diagnosed(
         workspace, {"model": {"adapter": LORA}, "method": {**vamo, "snapshot": {"every": "4 steps"}}, **ADAMW}
     )
-    assert (found["step"], found["num_probes"], found["num_samples"], found["num_batches"]) == (4, 2, 6, 5)
+    assert (found["step"], found["num_probes"], found["num_samples"], found["num_batches"]) == (4, 2, 6, 8)
     assert found["num_trainable"] == 448
     assert found["seen"] == 0
     assert found["size_key"] == ("method.eps" if structure == "full" else "method.radius")
@@ -55,6 +55,25 @@ def test_vamo(workspace: Workspace, structure: str, capsys: pytest.CaptureFixtur
     assert "\x1b" not in printed  # plain where there is no terminal
 
 
+@pytest.mark.parametrize(
+    ("snapshot", "passes"),
+    [
+        # at most one forward pass for each of training: 3 for each of 120 samples once in 3 epochs
+        ({"every": "4 steps", "refresh": "adaptive"}, 120),
+        ({"every": "4 steps", "refresh": "adaptive", "budget": 2.0}, 240),
+        # the budget allows more than the period asks for
+        ({"every": "1 epoch", "refresh": "adaptive", "budget": 9.0}, 3 * 120),
+    ],
+)
+def test_an_adaptive_refresh_costs_what_its_budget_allows(
+    workspace: Workspace, snapshot: dict[str, Any], passes: int
+) -> None:
+    write_jsonl(workspace.root / "train.jsonl", sentiment_rows(120))
+    vamo = {"name": "vamo", "probes": 2, "eps": 1e-3, "difference": "forward", "snapshot": snapshot}
+    found = diagnosed(workspace, {"model": {"adapter": LORA}, "method": vamo, **ADAMW})
+    assert found["cost"]["method"]["forward_samples"] == pytest.approx(120 + passes)
+
+
 def test_the_same_command_gives_the_same_figures(workspace: Workspace) -> None:
     vamo = {"name": "vamo", "eps": 1e-3, "source": "recompute", "snapshot": {"every": "1 epoch"}}
     first = diagnosed(workspace, {"model": {"adapter": LORA}, "method": vamo})
@@ -77,7 +96,11 @@ def test_mezo_by_blocks(workspace: Workspace, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("changes", "arguments", "said"),
     [
-        ({}, [], "method.name: adamw has no directions to diagnose; try --set method.name=vamo"),
+        (
+            {},
+            [],
+            "method.name: adamw is not diagnosed, only vamo, spsa and the presets of spsa; try --set method.name=vamo",
+        ),
         (
             {"method": {"name": "mezo"}, "objective": {"type": "metric", "name": "accuracy"}},
             [],

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys import normal
+from vamo_ft.core import frequent_directions
 from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
@@ -93,3 +94,31 @@ def test_the_memory_it_says_is_the_memory_it_takes() -> None:
     tensors = [*state["basis"], *state["sketch"]["rows"], *state["sketch"]["mean"]]
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert GradientSubspace.state_bytes(parameters.numel, 3) == held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_no_bit(dtype: torch.dtype) -> None:
+    """Forward passes displace their layers inside it."""
+    directions, parameters = subspace(dtype)
+    moved = []
+    for enabled in (False, True):
+        out = [torch.empty_like(tensor) for tensor in parameters.tensors]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled), torch.no_grad():
+            directions.axpy_(out, torch.tensor([0.5]), KEYS[:1], sources=parameters.tensors, rounding=ROUNDING)
+        moved.append(out)
+    assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
+
+
+def test_reading_a_basis_takes_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old basis is gone before the new one is formed, and that is mended one tensor at a time."""
+    directions, _parameters = subspace()
+    held = []
+    combine = frequent_directions.combined
+
+    def noted(weights: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        held.append((len(directions.state_dict()["basis"]), len(vectors)))
+        return combine(weights, vectors)
+
+    monkeypatch.setattr(frequent_directions, "combined", noted)
+    directions.freeze()
+    assert held == [(0, 2), (0, 1), (0, 1)]

@@ -11,6 +11,7 @@ from vamo_ft.estimators.adaptive_alpha import AdaptiveAlpha
 
 CPU = torch.device("cpu")
 PROBES, PERIOD = 4, 256
+IDENTITY = torch.eye(PROBES, dtype=torch.float64)
 
 
 class Drifting:
@@ -56,7 +57,8 @@ def ratios(seed: int, *, steps: int, fixed: float | None = None) -> Tensor:
         adaptive.observe(
             derivatives,
             noise,
-            torch.eye(PROBES, dtype=torch.float64),
+            gram=IDENTITY,
+            inverse_gram=IDENTITY,
             alpha=alpha,
             squared_norm=torch.tensor(1.0),
             age=age,
@@ -87,12 +89,13 @@ def test_a_step_does_not_decide_its_own_coefficient() -> None:
     """E[v] = E[grad f_I] needs an alpha that does not depend on the step's batch."""
     adaptive = AdaptiveAlpha(device=CPU)
     adaptive.refresh(torch.zeros(PROBES, dtype=torch.float64))
-    identity = torch.eye(PROBES, dtype=torch.float64)
     for step in range(40):
         b = normal(PROBES, seed=step)
         a = 0.5 * b + 0.5 * normal(PROBES, seed=1000 + step)
         before = adaptive.alpha(step)
-        adaptive.observe(a, b, identity, alpha=before, squared_norm=torch.tensor(1.0), age=step)
+        adaptive.observe(
+            a, b, gram=IDENTITY, inverse_gram=IDENTITY, alpha=before, squared_norm=torch.tensor(1.0), age=step
+        )
         assert torch.equal(adaptive.alpha(step), before) == (step < 15)  # what it decides are later ones
 
 
@@ -112,7 +115,15 @@ def test_the_slope_is_that_of_least_squares_in_the_directions_own_metric() -> No
         centred = torch.linalg.lstsq(basis.T, gradient).solution @ basis - torch.linalg.solve(gram, mean) @ basis
         numerator = 0.98 * numerator + 0.02 * float(centred @ correction)
         denominator = 0.98 * denominator + 0.02 * float(correction @ correction)
-        adaptive.observe(a, b, inverse, alpha=0.0, squared_norm=torch.tensor(1.0), age=10**6)
+        adaptive.observe(
+            a,
+            inverse @ b,
+            gram=gram,
+            inverse_gram=inverse,
+            alpha=0.0,
+            squared_norm=torch.tensor(1.0),
+            age=10**6,
+        )
         mean = 0.8 * mean + 0.2 * a
     assert 0 < numerator / denominator < 1
     assert float(adaptive.alpha(10**6)) == pytest.approx(numerator / denominator, rel=1e-9)
@@ -133,7 +144,8 @@ def test_what_was_removed_is_what_the_coefficient_took_away() -> None:
         adaptive.observe(
             a,
             b,
-            torch.eye(PROBES, dtype=torch.float64),
+            gram=IDENTITY,
+            inverse_gram=IDENTITY,
             alpha=alpha,
             squared_norm=torch.tensor(square, dtype=torch.float64),
             age=step,
@@ -145,11 +157,18 @@ def test_what_was_removed_is_what_the_coefficient_took_away() -> None:
 def test_a_restored_coefficient_goes_on_as_the_first_one() -> None:
     first, second = AdaptiveAlpha(device=CPU), AdaptiveAlpha(device=CPU)
     first.refresh(torch.zeros(PROBES, dtype=torch.float64))
-    identity = torch.eye(PROBES, dtype=torch.float64)
 
     def observe(adaptive: AdaptiveAlpha, step: int) -> None:
         a, b = normal(PROBES, seed=step), normal(PROBES, seed=step // 2)
-        adaptive.observe(a, b, identity, alpha=adaptive.alpha(step), squared_norm=torch.tensor(1.0), age=step)
+        adaptive.observe(
+            a,
+            b,
+            gram=IDENTITY,
+            inverse_gram=IDENTITY,
+            alpha=adaptive.alpha(step),
+            squared_norm=torch.tensor(1.0),
+            age=step,
+        )
 
     for step in range(20):
         observe(first, step)
@@ -163,20 +182,20 @@ def test_a_restored_coefficient_goes_on_as_the_first_one() -> None:
 
 def test_the_recent_correlation_belongs_to_the_present_snapshot() -> None:
     adaptive = AdaptiveAlpha(device=CPU)
-    identity = torch.eye(PROBES, dtype=torch.float64)
     adaptive.refresh(torch.zeros(PROBES, dtype=torch.float64))
     for step in range(15):
         adaptive.observe(
             normal(PROBES, seed=step),
             normal(PROBES, seed=step),
-            identity,
+            gram=IDENTITY,
+            inverse_gram=IDENTITY,
             alpha=0.0,
             squared_norm=torch.tensor(1.0),
             age=step,
         )
         assert adaptive.recent_correlation() is None
     a = normal(PROBES, seed=99)
-    adaptive.observe(a, a, identity, alpha=0.0, squared_norm=torch.tensor(1.0), age=15)
+    adaptive.observe(a, a, gram=IDENTITY, inverse_gram=IDENTITY, alpha=0.0, squared_norm=torch.tensor(1.0), age=15)
     assert adaptive.recent_correlation() == pytest.approx(0.9, abs=0.1)
     adaptive.refresh(torch.zeros(PROBES, dtype=torch.float64))
     assert adaptive.recent_correlation() is None

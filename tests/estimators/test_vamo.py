@@ -391,3 +391,64 @@ def test_an_adaptive_refresh_waits_for_a_low_correlation_and_for_the_budget():
     assert 1 < len(within) < len(often)
     # a snapshot takes 8 * 64 forward passes, a step 4: two for one allow one more snapshot every 64 steps
     assert all(512 * (number + 1) <= 2.0 * 4 * step for number, step in enumerate(within[1:], start=1))
+
+
+def test_the_adaptive_coefficient_of_a_raw_sum_is_not_that_of_a_projection():
+    """Directions that are far from orthogonal: the raw sum over-corrects, and its best coefficient says by how much."""
+    dimension, probes, samples = 60, 30, 64
+    features = normal(samples, dimension, seed=3)
+    objective = Quadratic(torch.zeros(dimension, dtype=torch.float64), curvature=torch.ones(dimension))
+    source = ToySource(features, batch_size=1)
+    directions = HashedDirections(TrainableParameters(objective.module))
+    vamo = build_vamo(
+        objective, directions=directions, num_probes=probes, alpha=None, eps=1e-2, orthogonalise=False, token_budget=64
+    )
+    vamo.prepare(source, 0)
+    z = torch.stack([directions.values(key, 0, dimension) for key in vamo.keys]).double()
+    noise = features - features.mean(0)
+    sums = (noise @ z.T / dimension) @ z  # sum over unit directions
+    best = float((noise * sums).sum() / sums.square().sum())
+    assert best < 0.85
+    for step in range(256):
+        estimate = vamo.estimate([source.batch([step % samples])], step)
+    assert float(estimate.metrics["alpha"]) == pytest.approx(best, abs=0.06)
+
+
+def test_a_bfloat16_gradient_takes_the_correction_in_the_mean():
+    """Rounded to nearest, most of a correction that is small beside the gradient's elements would be lost."""
+    width = 3000
+    objective = NetworkObjective(TinyNetwork(width, dtype=torch.bfloat16))
+    source = ToySource(normal(24, width, seed=1, dtype=torch.bfloat16), batch_size=6)
+    vamo = build_vamo(objective, alpha=1.0, eps=3e-2, num_probes=1)
+    plain = build_vamo(objective, alpha=0.0, eps=3e-2, num_probes=1)
+    landed, asked = 0.0, 0.0
+    for step in range(8):
+        vamo.prepare(source, 0)
+        plain.prepare(source, 0)
+        batch = source.batch(source.step_indices(step))
+        uncorrected = corrected(plain, source, step).double()
+        z = torch.cat([t.reshape(-1) for t in dense(vamo)]).double()
+        weights = vamo.batch_noise([batch]).weights
+        moved = uncorrected - corrected(vamo, source, step).double()
+        landed += float(moved @ z) * float(weights.sign())
+        asked += float(z @ z) * float(weights.abs())
+    assert landed / asked == pytest.approx(1.0, abs=0.1)
+
+
+def dense(vamo: Vamo) -> list[Tensor]:
+    """The first direction, tensor by tensor."""
+    tensors = [torch.zeros(t.shape) for t in vamo._parameters.tensors]
+    vamo._directions.axpy_(tensors, torch.ones(1), vamo.keys[:1])
+    return tensors
+
+
+def test_a_pass_that_begins_anew_keeps_its_account():
+    objective, source = token_problem()
+    stopped = build_vamo(objective, stop_requested=iter([False, False, True]).__next__, token_budget=4)
+    with pytest.raises(StopRequested):
+        stopped.prepare(source, 0)
+    vamo = build_vamo(objective, token_budget=5)
+    vamo.load_state_dict(stopped.state_dict())
+    work = vamo.prepare(source, 0)
+    assert work.forward_samples == 2 * 4 + 4 * source.num_samples
+    assert build_vamo(objective, token_budget=5).prepare(source, 0).forward_samples == 4 * source.num_samples

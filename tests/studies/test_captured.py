@@ -55,7 +55,9 @@ def test_shares_equal_dense_projections_with_unequal_weights(dropout: float) -> 
         assert found.shares[name] == pytest.approx(expected, rel=1e-9)
     assert torch.allclose(found.derivatives["explicit"], per_sample @ dependent.T, rtol=1e-10, atol=1e-12)
     assert torch.allclose(torch.cat([g.reshape(-1) for g in found.mean_gradient]), mean, rtol=1e-10, atol=1e-12)
-    expected = float(mean.square().sum() * weights.square().sum() / noise.square().sum())
+    variance = float(noise.square().sum()) * SAMPLES / (SAMPLES - 1)
+    signal = float(mean.square().sum()) - variance / float(weights.sum()) ** 2
+    expected = signal * float(weights.square().sum()) / variance
     assert found.signal_to_noise == pytest.approx(expected, rel=1e-9)
 
 

@@ -56,7 +56,7 @@ def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: in
     if needed > free:
         raise UsageError(
             f"method.directions.structure: gradient_subspace keeps {3 * size + 1} float32 vectors of "
-            f"{parameters.numel:,} elements, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; train an "
+            f"{parameters.numel:,} elements, {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; train an "
             "adapter, or lower method.probes"
         )
     return GradientSubspace(parameters, size=size, warmup=warmup)

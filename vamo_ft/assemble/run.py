@@ -20,7 +20,7 @@ from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.method import SvrgConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import DataSetConfig, RunConfig
-from vamo_ft.core.errors import UsageError
+from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
@@ -106,6 +106,7 @@ def build_parts(
         stop_requested=stop_requested,
     )
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
+    _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
     if source.data.num_truncated:
         _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
     objective = build_objective(config, loaded)
@@ -262,6 +263,7 @@ def evaluate_model(
         offline=config.run.offline,
     )
     _check_positions(loaded, held_out)
+    _check_vocabulary(config, loaded, held_out)
     return evaluate(
         build_objective(config, loaded),
         held_out,
@@ -287,6 +289,19 @@ def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | Evaluation
             f"data.max_length: samples take up to {longest} tokens, answers to be generated included, and the model "
             f"has positions for {limit}; lower data.max_length (or max_new_tokens)"
         )
+
+
+def _check_vocabulary(config: RunConfig, loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
+    """A tokenizer may know more tokens than the model, as long as the data needs none of them."""
+    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    if len(loaded.tokenizer) <= rows:
+        return
+    for each in samples:
+        if (largest := each.data.largest_token) >= rows:
+            raise DataError(
+                f"model.path: {config.model.path}: the tokenizer gives token {largest}, and the model has an embedding "
+                f"for {rows} tokens; the tokenizer belongs to another model"
+            )
 
 
 def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:

@@ -17,7 +17,7 @@ from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Pro
 from vamo_ft.core.types import Work
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.first_order import FirstOrder
-from vamo_ft.estimators.probes import Difference
+from vamo_ft.estimators.probes import Difference, probe_points
 from vamo_ft.estimators.vamo import Vamo
 
 __all__ = ["SnapshotPlan", "Subject", "build_subject"]
@@ -28,7 +28,8 @@ class SnapshotPlan:
     """How often snapshots are taken, and over how many samples.
 
     Attributes:
-        epochs: R, between two of them.
+        epochs: R, between two of them; where their refresh is adaptive, as close together as the budget allows, as it
+            is on a model for which old ones tell nothing.
         steps: the same in steps.
         samples: that one of them scores.
     """
@@ -88,8 +89,8 @@ def build_subject(config: RunConfig, progress: Progress) -> Subject:
     method = config.method
     if not isinstance(method, SpsaConfig | VamoConfig):
         raise UsageError(
-            f"method.name: {method.name} has no directions to diagnose; try --set method.name=vamo to see what a "
-            "correction would give, or --set method.name=mezo"
+            f"method.name: {method.name} is not diagnosed, only vamo, spsa and the presets of spsa; try --set "
+            "method.name=vamo to see what a correction would give, or --set method.name=mezo"
         )
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: metric has no gradient to compare with; try --set objective.type=loss")
@@ -106,8 +107,6 @@ def build_subject(config: RunConfig, progress: Progress) -> Subject:
         surroundings,
     )
     vamo = estimator if isinstance(estimator, Vamo) else None
-    if isinstance(method, VamoConfig) and vamo is None:
-        raise UsageError("method.directions: per-sample directions are not diagnosed; leave the setting out")
     first_order = FirstOrder(parts.objective, parts.parameters, parts.runtime, seed=config.run.seed)
     radius = method.directions.structure == "gradient_subspace"
     size = method.radius if isinstance(method, VamoConfig) and radius else method.eps
@@ -152,6 +151,10 @@ def _snapshot_plan(method: VamoConfig, source: TrainingSamples) -> SnapshotPlan:
     if method.snapshot.set != "all":
         ahead = 0 if method.source == "recompute" else steps * size
         scored = min(num_samples, method.snapshot.set.subset + ahead)
+    if method.snapshot.refresh == "adaptive":
+        points = len(probe_points(method.difference, num_probes=method.probes, eps=1.0))
+        epochs = max(epochs, points * scored / (method.snapshot.budget * num_samples))
+        steps = max(steps, math.ceil(epochs * num_samples / size))
     return SnapshotPlan(epochs, steps, scored)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
+from vamo_ft.commands.secrets import SecretsFilter
+
 __all__ = ["logging_to"]
 
 
@@ -24,7 +26,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(console: Console, *, file: Path | None = None) -> Iterator[None]:
-    """Within the block the program's log goes to `console`, and with dates to `file`."""
+    """Within the block the program's log goes to `console`, and with dates to `file`; secrets are masked."""
     logger = logging.getLogger("vamo_ft")
     handlers: list[logging.Handler]
     if console.is_terminal:
@@ -32,11 +34,12 @@ def logging_to(console: Console, *, file: Path | None = None) -> Iterator[None]:
     else:
         handlers = [logging.StreamHandler(console.file)]
     if file is not None:
-        handlers.append(_LogFile(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8", errors="backslashreplace"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level, logger.propagate = logger.level, False
     logger.setLevel(logging.INFO)
     for handler in handlers:
+        handler.addFilter(SecretsFilter())
         logger.addHandler(handler)
     try:
         yield

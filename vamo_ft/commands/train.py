@@ -4,13 +4,16 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import exists
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vamo_ft.assemble import Run, RunSurroundings, build_run
 from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
@@ -52,6 +55,23 @@ def train(
     taken_over = directory.lock()
     signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
     try:
+        _train_or_resume(
+            config, directory, resume=resume, taken_over=taken_over, signals=signals, allow_changes=allow_changes
+        )
+    finally:
+        directory.unlock()
+
+
+def _train_or_resume(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    resume: str,
+    taken_over: str | None,
+    signals: StopSignals,
+    allow_changes: bool,
+) -> None:
+    with _write_errors_explained(directory):
         if resume == "auto" and _is_finished(directory, config):
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
@@ -63,8 +83,21 @@ def train(
                 _log.warning("%s", warning)
             checkpoint = _starting_point(directory, resume)
             _train(config, directory, checkpoint, console=console, signals=signals, allow_changes=allow_changes)
-    finally:
-        directory.unlock()
+
+
+@contextmanager
+def _write_errors_explained(directory: RunDirectory) -> Iterator[None]:
+    """Turns a file of the run directory that cannot be written or replaced in the block into one line with its name."""
+    root = directory.root.absolute()
+    try:
+        yield
+    except OSError as error:
+        name = error.filename2 or error.filename  # a rename names its target second
+        if not isinstance(name, str) or not Path(name).absolute().is_relative_to(root):
+            raise
+        raise UsageError(
+            f"run.output_dir: {name} cannot be written ({error.strerror}); mend it, or choose another run.name"
+        ) from error
 
 
 def _train(
@@ -107,7 +140,7 @@ def _train(
 def _with_new_name(config: RunConfig) -> RunConfig:
     """The configuration under the first of `name`, `name-2`, `name-3` ... that has no directory yet."""
     name, number = config.run.name, 1
-    while (Path(config.run.output_dir) / name).exists():
+    while exists(Path(config.run.output_dir) / name):  # unlike Path.exists, false where it may not be seen
         number += 1
         name = f"{config.run.name}-{number}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
@@ -117,7 +150,7 @@ def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
     status = directory.read_status()
     if status is None or status.get("state") != "finished" or not directory.config.is_file():
         return False
-    written: str = directory.config.read_text(encoding="utf-8")
+    written: str = directory.config.read_text(encoding="utf-8", errors="replace")
     return written == dump_config(config)
 
 
@@ -144,7 +177,7 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
     """Keeps status.json true, whatever happens in the block, and says what to do next."""
     directory.write_status("running")
     try:
-        with memory_errors_explained(), full_disk_explained(directory.root):
+        with memory_errors_explained(), _write_errors_explained(directory), full_disk_explained(directory.root):
             yield
     except StopRequested as error:
         directory.write_status("stopped", exit_code=error.exit_code, facts={"cause": signals.cause})
@@ -155,10 +188,10 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
         ) from None
     except VamoFtError as error:
         state = {3: "diverged", 4: "out_of_memory"}.get(error.exit_code, "failed")
-        directory.write_status(state, exit_code=error.exit_code, facts={"message": str(error)})
+        directory.write_status(state, exit_code=error.exit_code, facts={"message": masked(str(error))})
         raise
     except BaseException as error:
-        directory.write_status("failed", exit_code=1, facts={"message": f"{type(error).__name__}: {error}"})
+        directory.write_status("failed", exit_code=1, facts={"message": masked(f"{type(error).__name__}: {error}")})
         raise
     else:
         directory.write_status("finished", exit_code=0)
@@ -185,7 +218,7 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
     console = Console()
     if run.evaluator is not None:
         history = run.evaluator.history
-        table = Table("evaluation", "before", "after", "best", "at step", title=str(directory.root))
+        table = Table("evaluation", "before", "after", "best", "at step", title=escape(str(directory.root)))
         for name in (key for key in history[-1] if key != "step"):
             better = min if name == "eval.loss" else max
             best = better(history, key=lambda line: line[name])
@@ -196,6 +229,6 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
         f"{state.step} steps in {state.seconds:.0f} s; {state.work.forward_samples} forward and "
         f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB"
     )
-    console.print(f"model: {directory.model}", soft_wrap=True)
+    console.print(f"model: {directory.model}", soft_wrap=True, markup=False)
     if run.evaluator is not None:
-        console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True)
+        console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True, markup=False)

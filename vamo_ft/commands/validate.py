@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from os.path import exists
 from pathlib import Path
 
 from vamo_ft.config.load import load_config, resolved_values
@@ -42,5 +43,5 @@ def config_warnings(config: RunConfig) -> Iterator[str]:
         paths["data.evaluation.path"] = config.data.evaluation.path
     for key, path in paths.items():
         is_local = path.startswith((".", "/")) or path.endswith(_FILE_SUFFIXES)
-        if is_local and not Path(path).exists():
+        if is_local and not exists(path):
             yield f"{key}: {path} does not exist (relative paths start in the working directory)"

@@ -105,8 +105,9 @@ class _Draft:
     def override(self, text: str) -> None:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
-        if not equals or not all(re.fullmatch(r"[^\s.]+", part) for part in path):
-            self.problems.append((None, f"{_OVERRIDE} {text}: write it as key=value, such as method.probes=4"))
+        if not equals or not all(re.fullmatch(r"[^\s.\0\ud800-\udfff]+", part) for part in path):
+            shown = " ".join(text.split())
+            self.problems.append((None, f"{_OVERRIDE} {shown}: write it as key=value, such as method.probes=4"))
             return
         document = parse_yaml(value)
         if document.problems:
@@ -127,7 +128,9 @@ class _Draft:
         try:
             config = schema.model_validate(self.values)
         except ValidationError as error:
-            self.problems.extend(self.locate(problem) for problem in find_problems(error, schema=schema))
+            told = {line for line, _ in self.problems if line is not None}  # what has no value would be called null
+            located = map(self.locate, find_problems(error, schema=schema))
+            self.problems.extend(problem for problem in located if problem[0] not in told)
             self.raise_problems()
             raise AssertionError("a validation error without problems") from error
         self.raise_problems()

@@ -27,7 +27,7 @@ class RunSection(Section):
     """Where the run is kept, and its seed."""
 
     name: str = Field(description="name of the run's directory under output_dir")
-    output_dir: str = Field("runs", description="folder that holds run directories")
+    output_dir: str = Field("runs", min_length=1, description="folder that holds run directories")
     seed: int = Field(42, ge=0, lt=2**63, description="seed of sample order, dropout and directions")
     offline: bool = Field(False, description="make no network call at all")
 
@@ -51,6 +51,13 @@ class AdapterConfig(Section):
     )
     modules_to_save: list[str] = Field([], description="layers to train in full beside the adapter")
     use_rslora: bool = Field(False, description="rank-stabilised scale alpha / sqrt(r) (arXiv 2312.03732)")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some_layer_is_adapted(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("names no layer; write the names of some, or all-linear")
+        return value
 
 
 class ModelConfig(Section):

@@ -19,6 +19,8 @@ _PREFIX = "tag:yaml.org,2002:"
 _MERGE = _PREFIX + "merge"
 _MAX_VALUES = 10_000  # nested aliases can grow a few lines to billions of values
 
+_NOT_TEXT = re.compile(r"[\0\ud800-\udfff]")  # escapes can write what no file name, tokenizer or log takes
+
 _RESOLVERS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -128,6 +130,9 @@ class _Builder:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._item(item, (*path, str(index))) for index, item in enumerate(node.value)]
+        if _NOT_TEXT.search(node.value):
+            self._report(node, path, "holds a NUL character or half of a surrogate pair, which are not text")
+            return None
         try:
             return self._loader.construct_object(node)
         except (ValueError, LookupError):

@@ -66,7 +66,10 @@ class FrequentDirections:
         squares, vectors = self._spectrum()
         basis = combined(_inverse_roots(squares)[:count, None] * vectors[:, :count].T, self._rows)
         correction = torch.linalg.cholesky(inner_products(basis, basis) + _missing(squares[:count]))
-        return combined(torch.linalg.inv(correction), basis)  # rotated rows are orthogonal to rounding: mended once
+        rotation = torch.linalg.inv(correction)
+        for place, each in enumerate(basis):  # rotated rows are orthogonal to rounding: mended once, tensor by tensor
+            (basis[place],) = combined(rotation, [each])
+        return basis
 
     def state_dict(self) -> StateDict:
         """Rows and mean."""

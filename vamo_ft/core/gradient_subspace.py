@@ -66,7 +66,8 @@ class GradientSubspace:
         self._sketch.insert(gradients)
 
     def freeze(self) -> None:
-        """Reads a new basis from the sketch."""
+        """Reads a new basis from the sketch; the old one makes room first."""
+        self._basis = []
         self._keep(self._sketch.leading(self._size))
 
     def support(self, keys: Sequence[HashKey]) -> tuple[int, ...]:
@@ -98,7 +99,8 @@ class GradientSubspace:
             moved = torch.empty_like(source)
             for first in range(0, len(source), _CHUNK):
                 part = slice(first, min(first + _CHUNK, len(source)))
-                values = source[part].to(wide) * scale + weights.to(wide) @ basis[:, part].to(wide)
+                with torch.autocast(source.device.type, enabled=False):  # forward passes displace their layers in it
+                    values = source[part].to(wide) * scale + weights.to(wide) @ basis[:, part].to(wide)
                 if rounding is not None and tensor.element_size() < 4:
                     offset = self._parameters.offsets[index]
                     bits = random_bits(rounding, offset + part.start, offset + part.stop, device=values.device)

@@ -32,8 +32,8 @@ class Domain(IntEnum):
     SUBSET = 5
     BLOCK_ORDER = 6
     FACTOR = 7
-    DIAGNOSIS = 8
-    PROBLEM = 9
+    PROBLEM = 8
+    DIAGNOSIS = 9
 
 
 class HashKey(NamedTuple):

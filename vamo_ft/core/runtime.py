@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,9 +48,16 @@ def seeded_generator(key: HashKey, device: torch.device) -> Iterator[None]:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that is free on the CUDA device, or on the host (where the system does not tell, all of it)."""
+    """Memory that can be had on the CUDA device, or on the host (where the system does not tell, all there is)."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":  # what is free, and the file cache that makes room
+            return 1024 * int(amount.split()[0])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

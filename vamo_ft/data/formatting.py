@@ -11,6 +11,9 @@ from vamo_ft.data.sources import Row, Rows
 
 __all__ = ["TextExample", "format_rows"]
 
+_SHOWN = 60
+"""Characters of a value that a message quotes."""
+
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 
 
@@ -92,7 +95,8 @@ def _classification(rows: Rows, config: ClassificationFormat, template: _Templat
     for place, row in _numbered(rows):
         key = _label_key(_value(row, config.label, place=place))
         if key not in classes:
-            raise DataError(f"{place}: label '{key}' is not among data.format.labels ({', '.join(config.labels)})")
+            shown = key if len(key) <= _SHOWN else f"{key[:_SHOWN]}..."
+            raise DataError(f"{place}: label '{shown}' is not among data.format.labels ({', '.join(config.labels)})")
         yield TextExample(template.fill(row, place=place), completions[classes[key]], classes[key])
 
 

@@ -51,7 +51,10 @@ def load_rows(config: DataSetConfig, *, offline: bool) -> Rows:
         DataError: there is no such data, it is empty, or it cannot be read.
     """
     local = exists(expanduser(config.path)) or _looks_local(config.path)
-    rows = _load_local(config) if local else _load_hub(config, offline=offline)
+    try:
+        rows = _load_local(config) if local else _load_hub(config, offline=offline)
+    except OSError as error:
+        raise DataError(f"{error.filename or config.path}: cannot be read ({error.strerror or error})") from error
     if len(rows) == 0:
         raise DataError(f"{rows.place}: no rows")
     return rows
@@ -71,18 +74,15 @@ def _load_local(config: DataSetConfig) -> Rows:
         raise DataError(f"{path}: a local {'file' if path.is_file() else 'folder'} has no {hub_keys[0]}; leave it out")
     files = _files_of_folder(path, split=config.split) if path.is_dir() else [path]
     readers = [_reader(file) for file in files]
-    try:
-        values = chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
-        rows = list(islice(values, config.limit))
-    except OSError as error:
-        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+    values = chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
+    rows = list(islice(values, config.limit))
     columns = dict.fromkeys(name for row in rows for name in row)
     return Rows(str(path), tuple(columns), rows)
 
 
 def _files_of_folder(folder: Path, *, split: str | None) -> list[Path]:
     """The files of one split, sorted. Without a split: `train`, or every file when none has that name."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _READERS)
+    files = sorted(file for file in folder.iterdir() if _is_data(file))
     if not files:
         raise DataError(f"{folder}: the folder has no {_SUFFIXES} file")
     chosen = [file for file in files if _is_of_split(file, split or "train")]
@@ -94,6 +94,10 @@ def _files_of_folder(folder: Path, *, split: str | None) -> list[Path]:
     return chosen
 
 
+def _is_data(file: Path) -> bool:
+    return file.suffix in _READERS and file.is_file()
+
+
 def _is_of_split(file: Path, split: str) -> bool:
     """`train.jsonl`, `train-00000-of-00002.parquet`, `train_1.csv`."""
     return file.stem == split or file.stem.startswith((f"{split}-", f"{split}_", f"{split}."))
@@ -101,6 +105,8 @@ def _is_of_split(file: Path, split: str) -> bool:
 
 def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
     if not file.exists():
+        if file.is_symlink():
+            raise DataError(f"{file}: is a symbolic link to {file.readlink()}, which is not there")
         raise DataError(f"{file}: no such file or folder; {_neighbours(file)}")
     if file.suffix not in _READERS:
         raise DataError(f"{file}: unknown suffix '{file.suffix}'; use {_SUFFIXES}")
@@ -110,7 +116,7 @@ def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
 def _neighbours(file: Path) -> str:
     if not file.parent.is_dir():
         return f"there is no folder {file.parent}"
-    others = {other.name: other for other in sorted(file.parent.iterdir()) if other.suffix in _READERS}
+    others = {other.name: other for other in sorted(file.parent.iterdir()) if _is_data(other)}
     similar = [others[name] for name in get_close_matches(file.name, others, n=5)] or list(others.values())
     return f"{file.parent.resolve()} has {_listed(similar) if similar else f'no {_SUFFIXES} file'}"
 
@@ -125,9 +131,16 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise DataError(f"{file}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from error
+                raise DataError(
+                    f"{file}:{number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+                ) from error
+            if "\0" in text:
+                raise DataError(
+                    f"{file}:{number}: holds a NUL byte, so it is not a text file, or in UTF-16; save it as UTF-8"
+                )
+            yield number, text
 
 
 def _parse_json(text: str, *, file: Path, line: int) -> Any:
@@ -145,36 +158,69 @@ def _checked_row(value: Any, *, place: str) -> Row:
     return value
 
 
+def _check_surrogates(value: Any, *, text: str, place: str) -> None:
+    """JSON can escape half of a surrogate pair, which no tokenizer takes and no log can hold."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(f"{place}: {half} alone is half of a character; write both halves, or the character") from error
+
+
 def _read_json_lines(file: Path) -> Iterator[Row]:
     for number, line in _lines(file):
         if text := line.strip():
-            yield _checked_row(_parse_json(text, file=file, line=number), place=f"{file}:{number}")
+            row = _parse_json(text, file=file, line=number)
+            _check_surrogates(row, text=text, place=f"{file}:{number}")
+            yield _checked_row(row, place=f"{file}:{number}")
 
 
 def _read_json(file: Path) -> Iterator[Row]:
     """A list of objects, or JSON lines under the suffix `.json`."""
     text = "".join(line for _, line in _lines(file))
     if not text.lstrip().startswith("["):
+        _refuse_one_object(text.strip(), file=file)
         yield from _read_json_lines(file)
         return
     for index, value in enumerate(_parse_json(text, file=file, line=1), start=1):
+        _check_surrogates(value, text=text, place=f"{file}: element {index}")
         yield _checked_row(value, place=f"{file}: element {index}")
+
+
+def _refuse_one_object(text: str, *, file: Path) -> None:
+    """An object over many lines: as JSON lines its first one alone would be called invalid."""
+    try:
+        whole = "\n" in text and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):  # JSON lines, or told with its line by who reads them
+        return
+    if whole:
+        raise DataError(f"{file}: holds one JSON object; write a list of objects, or one object a line")
 
 
 def _read_csv(file: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, refuses long documents
     reader = csv.reader((line for _, line in _lines(file)), strict=True)
+    start = 1  # of the row that is read; quoted fields go over several lines
     try:
         columns = next(reader, [])
         if len(set(columns)) < len(columns):
             raise DataError(f"{file}:1: a column name occurs twice in the header: {', '.join(columns)}")
+        start = reader.line_num + 1
         for values in reader:
             if values and len(values) != len(columns):
-                raise DataError(f"{file}:{reader.line_num}: {len(values)} fields; the header has {len(columns)}")
+                raise DataError(f"{file}:{start}: {len(values)} fields; the header has {len(columns)}")
             if values:
                 yield dict(zip(columns, values, strict=True))
+            start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error})") from error
+        line, reason = reader.line_num, str(error)
+        if "unexpected end" in reason:
+            line, reason = start, "a quoted field of this row is never closed"
+        elif "new-line character" in reason:
+            reason = "a carriage return outside of quotes; end lines with line feeds"
+        raise DataError(f"{file}:{line}: not valid CSV ({reason})") from error
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
@@ -185,7 +231,13 @@ def _read_parquet(file: Path) -> Iterator[Row]:
         with ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except ArrowException as error:
+    except (
+        ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # damaged pages are OSErrors, bytes that are not text ValueErrors
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DataError(f"{file}: not a valid Parquet file ({_first_line(error)})") from error
 
 

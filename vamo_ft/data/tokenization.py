@@ -69,6 +69,11 @@ class TokenizedData:
         start, middle, end = self._bounds(index)
         return middle - start + max(0, end - middle - 1)
 
+    @property
+    def largest_token(self) -> int:
+        """The largest id that occurs; -1 where there is none."""
+        return max(self.tokens, default=-1)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every token, boundary and label."""

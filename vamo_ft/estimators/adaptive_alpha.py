@@ -22,10 +22,10 @@ class AdaptiveAlpha:
     """`alpha = clip(S_ab / S_bb, 0, 1)`, the variance-optimal coefficient as a regression slope.
 
     A step's gradient has the derivatives `a_j = <grad f_I(x), z_j>` along the directions, and the snapshot says that
-    `b_j` of them is noise. With `w = G^-1 b`, the variance of `grad f_I - alpha sum_j w_j z_j` is least at
-    `alpha = E[(a - E a)^T w] / E[b^T w]`. `S_ab` and `S_bb` are running averages of `(a - m)^T w` and `b^T w` (decay
-    0.98), pooled over the directions, with `m` a running mean of `a` (decay 0.8) that begins at the full data's
-    derivatives at each snapshot.
+    `b_j` of them is noise, which makes the correction `sum_j w_j z_j` (`w = G^-1 b` where it is a projection). The
+    variance of `grad f_I - alpha sum_j w_j z_j` is least at `alpha = E[(a - E a)^T w] / E[w^T G w]`. `S_ab` and `S_bb`
+    are running averages of `(a - m)^T w` and `w^T G w` (`b^T w` for a projection), decay 0.98, pooled over the
+    directions, with `m` a running mean of `a` (decay 0.8) that begins at the full data's derivatives at each snapshot.
 
     The slope falls as the snapshot ages, so there is one pair of averages for each `floor(log2(age + 1))`, kept across
     snapshots. A bucket with fewer than 16 updates, as that of the first steps is for many snapshots, takes the nearest
@@ -57,9 +57,10 @@ class AdaptiveAlpha:
     def observe(
         self,
         derivatives: Tensor,
-        noise: Tensor,
-        inverse_gram: Tensor,
+        weights: Tensor,
         *,
+        gram: Tensor,
+        inverse_gram: Tensor,
         alpha: Tensor | float,
         squared_norm: Tensor,
         age: int,
@@ -68,16 +69,16 @@ class AdaptiveAlpha:
 
         Args:
             derivatives: (q,) a.
-            noise: (q,) b.
-            inverse_gram: (q, q) G^-1.
+            weights: (q,) w, of the correction at coefficient 1.
+            gram: (q, q) G.
+            inverse_gram: (q, q) G^-1, for the correlation.
             alpha: () the coefficient that the step took.
             squared_norm: () |grad f_I|^2.
             age: steps since the snapshot.
         """
         assert self._mean is not None, "a snapshot comes first"
         deviation = derivatives - self._mean
-        weights = inverse_gram @ noise
-        products = torch.stack([deviation @ weights, noise @ weights, deviation @ (inverse_gram @ deviation)])
+        products = torch.stack([deviation @ weights, weights @ gram @ weights, deviation @ (inverse_gram @ deviation)])
         for row, decay in ((_bucket(age), _DECAY), (_ALL_AGES, _DECAY), (_RECENT, _RECENT_DECAY)):
             self._averages[row].lerp_(products, 1 - decay)
             self._updates[row] += 1

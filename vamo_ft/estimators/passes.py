@@ -80,7 +80,7 @@ class Stages:
             self._task.advance(len(group))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SnapshotPasses:
     """Makes passes over the training data.
 
@@ -93,15 +93,21 @@ class SnapshotPasses:
     token_budget: int
     progress: Progress
     stop_requested: Callable[[], bool]
+    _abandoned: Work = field(default_factory=Work, init=False)
 
     def begin(self) -> PassState:
-        """The state of a pass that has not begun."""
-        return PassState(self.token_budget)
+        """The state of a pass that has not begun; the cost of one that begins anew is not forgotten."""
+        state = PassState(self.token_budget, work=self._abandoned)
+        self._abandoned = Work()
+        return state
 
     def restored(self, state: StateDict) -> PassState | None:
         """The state of a saved pass; None where it is unfinished and was cut into other batches: it begins anew."""
         restored = PassState.from_state_dict(state)
-        return restored if restored.complete or restored.token_budget == self.token_budget else None
+        if restored.complete or restored.token_budget == self.token_budget:
+            return restored
+        self._abandoned = restored.work
+        return None
 
     @contextmanager
     def over(self, source: SampleSource, indices: Sequence[int], *, stages: int, state: PassState) -> Iterator[Stages]:

@@ -67,13 +67,15 @@ class Snapshot:
         step: the step before which it is taken.
         table: the samples' derivatives.
         scoring: how far the pass is.
-        inverse_gram: (q, q) G^-1, which maps the batch noise b to the coefficients of the correction.
+        gram: (q, q) G, once it is complete.
+        inverse_gram: (q, q) G^-1, or its pseudo-inverse.
         base: the parameters, for `source: recompute`.
     """
 
     step: int
     table: DerivativeTable
     scoring: PassState
+    gram: Tensor | None = None
     inverse_gram: Tensor | None = None
     base: tuple[Tensor, ...] | None = None
 
@@ -136,7 +138,7 @@ class Snapshots:
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
                 "not reach the model (method.eps too small for the precision, or frozen parameters)"
             )
-        snapshot.inverse_gram = self._inverse_gram(snapshot)
+        self._form_gram(snapshot)
         snapshot.scoring.complete = True
 
     def noise(self, snapshot: Snapshot, micro_batches: Sequence[Batch]) -> tuple[Tensor, Work]:
@@ -154,6 +156,11 @@ class Snapshots:
         counts = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device)
         noise = snapshot.table.noise(derivatives, counts, normaliser=normaliser)
         return noise, self._probe.work(micro_batches, points, keys)
+
+    def weights(self, snapshot: Snapshot, noise: Tensor) -> Tensor:
+        """(q,) `w = G^-1 b`, or `b_j / G_jj` without orthogonalisation: coefficients of the directions."""
+        assert snapshot.gram is not None and snapshot.inverse_gram is not None
+        return snapshot.inverse_gram @ noise if self._settings.orthogonalise else noise / snapshot.gram.diagonal()
 
     def forward_samples(self, source: SampleSource) -> int:
         """Forward passes of one sample that the next snapshot takes, at most."""
@@ -208,7 +215,7 @@ class Snapshots:
         )
         snapshot.table.load_state_dict(saved["table"])
         if scoring.complete:
-            snapshot.inverse_gram = self._inverse_gram(snapshot)
+            self._form_gram(snapshot)
         return snapshot
 
     def _points(self) -> tuple[ProbePoint, ...]:
@@ -239,9 +246,6 @@ class Snapshots:
             )
         return choice.work
 
-    def _inverse_gram(self, snapshot: Snapshot) -> Tensor:
-        gram = self._directions.gram(self.keys(snapshot))
-        if self._settings.orthogonalise:
-            inverse: Tensor = torch.linalg.pinv(gram, rtol=_GRAM_CUTOFF, hermitian=True)
-            return inverse
-        return torch.diag(1 / gram.diagonal())
+    def _form_gram(self, snapshot: Snapshot) -> None:
+        snapshot.gram = self._directions.gram(self.keys(snapshot))
+        snapshot.inverse_gram = torch.linalg.pinv(snapshot.gram, rtol=_GRAM_CUTOFF, hermitian=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.gradient_subspace import GradientSubspace
-from vamo_ft.core.hashing import HashKey
+from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, Work
@@ -22,6 +22,8 @@ from vamo_ft.estimators.snapshot import Snapshot, Snapshots
 __all__ = ["AdaptiveRefresh", "BatchNoise", "Vamo"]
 
 _log = logging.getLogger("vamo_ft")
+
+_CORRECTION = 0xFFFFFFFE  # probe number of the bits that round a bfloat16 gradient, beside those of probe points
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class BatchNoise:
 
     Attributes:
         noise: (q,) float64 b, along the directions.
-        weights: (q,) float64 `w = G^-1 b`, coefficients of the directions in the noise's projection on their span.
+        weights: (q,) float64 `w = G^-1 b`, coefficients of the noise's projection on the directions' span.
         work: what it cost.
     """
 
@@ -134,11 +136,12 @@ class Vamo:
         if self._adaptive is not None:
             if self._alpha is None:
                 alpha = self._adaptive.alpha(age)
-            assert snapshot.inverse_gram is not None
+            assert snapshot.gram is not None and snapshot.inverse_gram is not None
             self._adaptive.observe(
                 self._directions.dots(gradients, keys),
-                batch_noise.noise,
-                snapshot.inverse_gram,
+                batch_noise.weights,
+                gram=snapshot.gram,
+                inverse_gram=snapshot.inverse_gram,
                 alpha=alpha,
                 squared_norm=_squared_norm(gradients),
                 age=age,
@@ -147,7 +150,8 @@ class Vamo:
             metrics["removed_share"] = self._adaptive.removed_share()
         coefficients = alpha * batch_noise.weights  # (q,)
         if self._alpha != 0:
-            self._directions.axpy_(gradients, -coefficients, keys)
+            rounding = HashKey(keys[0].seed, Domain.ROUNDING, step, _CORRECTION)
+            self._directions.axpy_(gradients, -coefficients, keys, rounding=rounding)
         assert self._snapshots.eps is not None
         metrics |= {
             "alpha": alpha,
@@ -174,9 +178,9 @@ class Vamo:
     def batch_noise(self, micro_batches: Sequence[Batch]) -> BatchNoise:
         """What the present snapshot says of the noise of these samples together."""
         snapshot = self._snapshot
-        assert snapshot is not None and snapshot.inverse_gram is not None, "prepare comes first"
+        assert snapshot is not None and snapshot.scoring.complete, "prepare comes first"
         noise, work = self._snapshots.noise(snapshot, micro_batches)
-        return BatchNoise(noise, snapshot.inverse_gram @ noise, work)
+        return BatchNoise(noise, self._snapshots.weights(snapshot, noise), work)
 
     def state_dict(self) -> StateDict:
         """The snapshot, what was learnt of the coefficient, informed directions, and forward passes spent."""

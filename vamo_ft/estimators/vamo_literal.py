@@ -18,12 +18,13 @@ from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource,
 from vamo_ft.core.types import Batch, Estimate, Work
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses
-from vamo_ft.estimators.probes import LossProbe, probe_points, probe_work
+from vamo_ft.estimators.probes import LossProbe, probe_points
 
 __all__ = ["VamoLiteral", "VamoLiteralSettings"]
 
 _MOST_KEYS = 1 << 32  # probe numbers of a step
 _TOGETHER = 16  # directions added in one pass over memory
+_CORRECTION = 1 << 31  # first probe number of the bits that round a bfloat16 gradient; probe points use twice i q + j
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +138,24 @@ class VamoLiteral:
         assert source is not None and snapshot is not None, "prepare comes first"
         first_order = self._first_order.estimate(micro_batches, step)
         samples = [source.batch([index]) for batch in micro_batches for index in batch.indices]
+        work = first_order.work
         with placed_at(self._parameters, snapshot.base):
             coefficients = torch.cat([self._coefficients(snapshot, sample) for sample in samples])  # (b q,)
+        for sample in samples:
+            work += self._probe.work([sample], self._points, self._keys(snapshot, sample))
         scale = self._alpha * source.num_samples / (len(samples) * snapshot.weight)  # () alpha / (b Tbar)
         gradients = self._parameters.gradients()
         keys = [key for sample in samples for key in self._keys(snapshot, sample)]
         for first in range(0, len(keys), _TOGETHER):
             part = slice(first, first + _TOGETHER)
-            self._directions.axpy_(gradients, -scale * coefficients[part], keys[part])
+            rounding = HashKey(self._settings.seed, Domain.ROUNDING, step, _CORRECTION + first)
+            self._directions.axpy_(gradients, -scale * coefficients[part], keys[part], rounding=rounding)
         counts = torch.cat([sample.counts for sample in samples]).to(self._runtime.device).double().sum()
         for gradient, total in zip(gradients, snapshot.total, strict=True):
             gradient += (scale * counts / snapshot.weight) * total
         return Estimate(
             loss=first_order.loss,
-            work=first_order.work + probe_work(samples, self._points),
+            work=work,
             metrics={
                 "alpha": self._alpha,
                 "correction_coefficient": (scale * coefficients).abs().mean(),
@@ -201,9 +206,10 @@ class VamoLiteral:
         with self._passes.over(source, range(source.num_samples), stages=1, state=snapshot.scoring) as stages:
             for sample in stages.batches(0):
                 coefficients = self._coefficients(snapshot, sample)
-                self._directions.axpy_(snapshot.total, coefficients, self._keys(snapshot, sample))
+                keys = self._keys(snapshot, sample)
+                self._directions.axpy_(snapshot.total, coefficients, keys)
                 snapshot.weight += sample.counts.to(self._runtime.device).double().sum()
-                snapshot.scoring.work += probe_work([sample], self._points)
+                snapshot.scoring.work += self._probe.work([sample], self._points, keys)
         if not any(bool(total.any()) for total in snapshot.total):
             raise VamoFtError(
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "

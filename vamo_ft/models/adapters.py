@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from vamo_ft.config.schema import ModelConfig
 from vamo_ft.core.errors import DataError
+from vamo_ft.models.folder import check_adapter_folder
 
 __all__ = ["add_adapter", "freeze", "load_adapter"]
 
@@ -68,17 +69,14 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, base: str) -> PeftM
     Raises:
         DataError: the folder holds no adapter, or not one for this model.
     """
-    weights = directory / "adapter_model.safetensors"
-    for path in (directory / "adapter_config.json", weights):
-        if not path.is_file():
-            raise DataError(f"{directory}: has no {path.name}; this is not an adapter that was saved here")
+    check_adapter_folder(directory)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
             adapted: PeftModel = PeftModel.from_pretrained(model, str(directory), is_trainable=True, torch_device="cpu")
     except RuntimeError as error:
         raise DataError(f"{directory}: the adapter does not fit the model: {' '.join(str(error).split())}") from error
-    with safe_open(weights, framework="pt") as file:
+    with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
         found = set(file.keys())
     if strange := sorted(found ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))):
         raise DataError(f"{directory}: the adapter does not fit the model: {strange[0]} is only in one of them")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from os.path import expanduser, isfile
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,8 @@ def _tokenizer_of(folder: Path, config: ModelConfig) -> str | None:
 
 def _folder(config: ModelConfig) -> tuple[Path | None, str | None]:
     """Where the model lies, and the commit of one from the Hub."""
-    local = Path(config.path).expanduser()
-    if local.is_dir() and (local / "config.json").is_file():
-        return local, None
-    if local.is_file() and local.suffix == ".gguf":
+    local = Path(expanduser(config.path))
+    if isfile(local / "config.json") or (local.suffix == ".gguf" and isfile(local)):  # unlike Path's, never raise
         return local, None
     try:
         cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)

@@ -2,10 +2,10 @@
 
 import importlib.util
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import expanduser, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,9 +24,10 @@ from transformers import (
 )
 
 from vamo_ft.config.schema import ModelConfig
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
+from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
 
 __all__ = ["LoadedModel", "checkpoint_activations", "load_model"]
 
@@ -78,11 +78,11 @@ def load_model(
     saved = None if weights is None else _local(weights, config=config)
     complete = weights is not None and config.adapter is None
     if weights is not None and complete:
-        _check_whole_model(weights)
+        check_model_folder(weights)
     source = saved if saved is not None and complete else _locate(config, offline=offline)
     with quietly(), _one_line_errors(config.path), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the CUDA devices
-        tokenizer = AutoTokenizer.from_pretrained(**(saved or source))
+        tokenizer = _load_tokenizer(saved or source)
         for name in ("local_files_only", "is_local"):  # true here, and of no meaning where it is saved
             tokenizer.init_kwargs.pop(name, None)
         model, new_modules = _load(source, config=config, num_labels=num_labels, complete=complete)
@@ -113,19 +113,21 @@ def checkpoint_activations(model: PreTrainedModel | PeftModel) -> None:
 
 def _locate(config: ModelConfig, *, offline: bool) -> dict[str, Any]:
     """Arguments of `from_pretrained` for `model.path`."""
-    path = Path(config.path).expanduser()
+    path = Path(expanduser(config.path))
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not isfile(path):
             raise DataError(f"model.path: {config.path}: there is no such file")
         if importlib.util.find_spec("gguf") is None:
             raise DataError(
                 f"model.path: {config.path}: reading .gguf files needs another package: pip install 'vamo-ft[gguf]'"
             )
         return _local(path.parent, config=config) | {"gguf_file": path.name}
-    if path.is_dir():
-        _check_whole_model(path)
+    if isdir(path):  # unlike Path.is_dir, false for a name that is too long; so is isfile
+        if config.revision is not None:
+            raise DataError(f"model.revision: {config.path} is a local folder, which has none; leave it out")
+        check_model_folder(path)
         return _local(path, config=config)
-    if path.is_file():
+    if isfile(path):
         raise DataError(f"model.path: {config.path}: is a file; write the model's folder, or a .gguf file")
     try:
         cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
@@ -150,27 +152,6 @@ def _local(directory: Path, *, config: ModelConfig) -> dict[str, Any]:
         "local_files_only": True,
         "trust_remote_code": config.trust_remote_code,
     }
-
-
-def _check_whole_model(directory: Path) -> None:
-    if (directory / "adapter_config.json").exists():
-        raise DataError(f"{directory}: holds an adapter, not a whole model; write its base model as model.path")
-    if not (directory / "config.json").is_file():
-        raise DataError(f"{directory}: is not a model folder: it has no config.json")
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise DataError(f"{index}: is damaged: {error}") from error
-    else:
-        names = {"model.safetensors"}
-    if missing := sorted(name for name in names if not name.endswith(".safetensors")):
-        raise DataError(f"{index}: names {missing[0]}, which is not a safetensors file; nothing else is opened")
-    if missing := sorted(name for name in names if not (directory / name).is_file()):
-        raise DataError(
-            f"{directory}: has no {missing[0]}; weights in other formats, such as pickled .bin, are not opened"
-        )
 
 
 def _load(
@@ -210,6 +191,21 @@ def _load(
     return model, sorted({name.rpartition(".")[0] for name in missing})
 
 
+def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(**source)
+    except Exception as error:
+        directory = source["pretrained_model_name_or_path"]
+        if "gguf_file" not in source and isdir(directory) and not _needs_own_code(error):
+            check_tokenizer(Path(directory))
+        raise
+
+
+def _needs_own_code(error: Exception) -> bool:
+    """Whether transformers refused code that comes with the model; it has no exception of its own for that."""
+    return isinstance(error, ValueError) and "trust_remote_code" in str(error)
+
+
 def _set_num_labels(model_config: Any, num_labels: int, *, path: str) -> None:
     architecture = (getattr(model_config, "architectures", None) or [""])[0]
     if architecture.endswith("ForSequenceClassification") and model_config.num_labels != num_labels:
@@ -238,9 +234,16 @@ def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 
 @contextmanager
 def _one_line_errors(path: str) -> Iterator[None]:
-    """Turns what the libraries raise for a bad model into the first line of it, with the place."""
+    """Turns whatever the libraries raise for a bad model into one line of it, with the place."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except (VamoFtError, MemoryError, RuntimeError):  # an allocation that failed is explained elsewhere
+        raise
+    except Exception as error:
+        reason = first_words(error)
+        if _needs_own_code(error):
+            reason = (
+                "comes with Python code of its own, which is not run; read it, and set model.trust_remote_code: true "
+                "to run it"
+            )
         raise DataError(f"model.path: {path}: {reason}") from error

@@ -49,7 +49,7 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, y_label: str
         path: of the file; its folder is made.
         ceiling: top of the vertical axis, for curves that leave it; None shows everything.
     """
-    figure = Figure(figsize=(4.2 * len(panels), 4.4), dpi=90, layout="constrained")
+    figure = Figure(figsize=(4.2 * len(panels), 4.4), dpi=80, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         for number, curve in enumerate(panel.curves):

@@ -36,7 +36,8 @@ class GradientNoise:
         derivatives: by name of a set, (n, q) float64 `<grad L_i, z_j>`.
         shares: by name of a set, the share of the noise that lies in its span.
         mean_gradient: of the mean loss, one tensor for each parameter.
-        signal_to_noise: |grad f|^2 over the mean squared norm of a sample's noise, both per weight.
+        signal_to_noise: |grad f|^2 over the mean squared norm of a sample's noise, both per weight, without the noise
+            that the mean over n samples still holds; it can come out slightly negative.
     """
 
     derivatives: Mapping[str, Tensor]
@@ -95,6 +96,7 @@ def measure_gradient_noise(
     signal = squared_norm(mean)
     inner = torch.stack([(h * m).sum(dtype=torch.float64) for h, m in zip(weighted, mean, strict=True)]).sum()
     noise = squares - 2 * inner + weights.square().sum() * signal
+    unbiased = noise * (len(samples) / max(1, len(samples) - 1))  # deviations are from a mean that they have moved
     derivatives = {name: torch.stack(each) for name, each in rows.items()}
     shares = {}
     for name, each in sets.items():
@@ -105,7 +107,7 @@ def measure_gradient_noise(
         derivatives=derivatives,
         shares=shares,
         mean_gradient=mean,
-        signal_to_noise=float(signal * weights.square().sum() / noise),
+        signal_to_noise=float((signal - unbiased / weights.sum().square()) * weights.square().sum() / unbiased),
     )
 
 

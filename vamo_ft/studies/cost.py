@@ -49,7 +49,7 @@ class Cost:
 
 
 def cost_of_epoch(subject: Subject, batches: Sequence[Batch], *, plain: Work, every_step: Work) -> Cost:
-    """Scales what was counted on some batches to an epoch.
+    """Scales what was counted on some batches to an epoch. Layers that `block` would reuse are counted in full.
 
     Args:
         batches: on which the work was counted, and whose probe points are counted here.

@@ -85,7 +85,7 @@ def diagnose(subject: Subject, *, samples: int, steps: int, batches: int) -> Dia
     Args:
         samples: per-sample gradients to take, two or more.
         steps: of training before the measurements; their gradients also feed the informed directions.
-        batches: whose variance is measured, three or more.
+        batches: whose variance is measured, eight or more for intervals that mean something.
 
     Raises:
         UsageError: the configured directions need more steps.

@@ -20,7 +20,7 @@ from vamo_ft.data.order import SampleOrder
 from vamo_ft.objectives.classification import SequenceClassification
 from vamo_ft.objectives.synthetic import MlpClassifier, NonconvexLeastSquares
 
-__all__ = ["Problem", "TensorSamples", "build_problem"]
+__all__ = ["Problem", "TensorSamples", "build_problem", "digits_problem"]
 
 _DTYPE = torch.float64  # so that rounding plays no part in the comparison
 _DATA, _START = 0, 1  # what the random numbers of a problem's seed are for

@@ -97,8 +97,13 @@ def summarise_variance(
     everything, drawn = torch.arange(count), resamples(count, seed=seed)
     rows, configured, best = [], [], []
     for age, variance in measured.items():
-        coefficients = _learnt(variance) if alpha is None else torch.full((count,), alpha, dtype=torch.float64)
-        configured.append((variance.ratio(coefficients, everything), variance.ratio(coefficients, drawn)))
+        if alpha is None:
+            coefficients = _learnt(variance, everything)
+            ratios = torch.stack([variance.ratio(_learnt(variance, rows), rows) for rows in drawn])
+        else:
+            coefficients = torch.full((count,), alpha, dtype=torch.float64)
+            ratios = variance.ratio(coefficients, drawn)
+        configured.append((variance.ratio(coefficients, everything), ratios))
         best.append((variance.best_ratio(everything), variance.best_ratio(drawn)))
         one = torch.ones(count, dtype=torch.float64)
         rows.append(
@@ -115,13 +120,11 @@ def summarise_variance(
     return VarianceSummary(tuple(rows), _mean_over(configured, weights), _mean_over(best, weights))
 
 
-def _learnt(variance: CorrectedVariance) -> Tensor:
-    """(M - 1,) each half's coefficient from the other half."""
-    numbers = torch.arange(len(variance.squares))
-    coefficients = torch.zeros(len(numbers), dtype=torch.float64)
+def _learnt(variance: CorrectedVariance, rows: Tensor) -> Tensor:
+    """(M - 1,) each half's coefficient from what of the other half is among `rows`; 0 where nothing is."""
+    coefficients = torch.zeros(len(variance.squares), dtype=torch.float64)
     for parity in (0, 1):
-        others = numbers[numbers % 2 != parity]
-        coefficients[parity::2] = variance.best_alpha(others).clamp(0.0, 1.0)
+        coefficients[parity::2] = variance.best_alpha(rows[rows % 2 != parity]).clamp(0.0, 1.0)
     return coefficients
 
 

@@ -250,13 +250,32 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             raise ValueError("its SHA-256 differs")
         if manifest["format"] != _FORMAT:
             raise DataError(f"{path}: {_MANIFEST} has format {manifest['format']}, this version reads {_FORMAT}")
+        if type(manifest["step"]) is not int:
+            raise ValueError("step is not a whole number")
         if path.name.removeprefix(_REPLACED) != f"step-{manifest['step']:08d}":
             raise DataError(f"{path}: {_MANIFEST} belongs to step {manifest['step']}")
+        _check_shape(manifest)
         return manifest
     except FileNotFoundError:
         raise DataError(f"{path}: {_MANIFEST} is missing; this is not a complete checkpoint") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{path}: {_MANIFEST} is damaged: {error}") from None
+
+
+def _check_shape(manifest: Mapping[str, Any]) -> None:
+    """A manifest from elsewhere may have the right hash and still not be one."""
+    if not isinstance(manifest["facts"], dict):
+        raise ValueError("facts is not an object")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not all(map(_is_entry, files, files.values())):
+        raise ValueError("an entry of files is not a name with its size and SHA-256")
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    match entry:
+        case {"size": int(), "sha256": str()}:
+            return name.isprintable()
+    return False
 
 
 def _verify_file(root: Path, name: str, *, size: int, sha256: str) -> None:
