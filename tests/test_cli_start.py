@@ -92,9 +92,10 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(["export", "runs/a", "out", "--merge"]) == 0
     assert run(["export", "runs/a", "out", "--from-seedlog", "base", "--steps", "3"]) == 0
     exported = {"out": Path("out"), "base": None, "steps": None, "merge": False}
+    plain = {"allow_changes": False, "ends_process": False}
     assert calls == [
-        ("demo", {"resume": "auto", "fresh": False}),
-        ("b", {"resume": "never", "fresh": True}),
+        ("demo", {"resume": "auto", "fresh": False, **plain}),
+        ("b", {"resume": "never", "fresh": True, **plain}),
         ("c", {"model": Path("runs/a/model"), "data": "d.csv"}),
         ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None}),
         ("demo", {**exported, "source": Path("runs/a/model"), "merge": True}),

@@ -36,6 +36,7 @@ Overrides = Annotated[
 @dataclass(slots=True)
 class _Options:
     debug: bool = False
+    ends_process: bool = False
 
 
 def main() -> NoReturn:
@@ -43,7 +44,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows what it can
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], ends_process=True)
     try:
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.flush()
@@ -52,14 +53,17 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     """Runs one command.
+
+    Args:
+        ends_process: the process ends with it, with the code that is returned.
 
     Returns:
         0 finished; 1 unexpected error; 2 usage, configuration or data; 3 diverged; 4 out of memory; 75 stopped with a
         checkpoint; 130 interrupted.
     """
-    options = _Options()
+    options = _Options(ends_process=ends_process)
     try:
         code = app(arguments, prog_name="vamo-ft", standalone_mode=False, obj=options)
     except Exception as error:
@@ -140,6 +144,7 @@ def _global_options(
 
 @app.command("train")
 def _train(
+    context: typer.Context,
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
@@ -147,6 +152,10 @@ def _train(
         typer.Option(metavar="auto|never|PATH", help="Continue from the newest checkpoint, from none, or from PATH."),
     ] = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Use a new run directory if the first one is taken.")] = False,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="With --resume PATH: continue with other settings, as far as they fit."),
+    ] = False,
 ) -> None:
     """Train, or continue where the run stopped."""
     from vamo_ft.commands.settings import load_settings
@@ -154,7 +163,7 @@ def _train(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.train import train
 
-    train(settings, resume=resume, fresh=fresh)
+    train(settings, resume=resume, fresh=fresh, allow_changes=allow_changes, ends_process=context.obj.ends_process)
 
 
 @app.command("validate")

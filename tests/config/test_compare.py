@@ -7,6 +7,8 @@ OLD = {
     "data": {"train": {"path": "x"}, "evaluation": None},
     "training": {"steps": 10, "batch_size": 8},
     "evaluation": {"every": None},
+    "checkpoint": {"every": None, "keep": 2},
+    "logging": {"every": "10 steps"},
 }
 
 
@@ -16,7 +18,10 @@ OLD = {
         ("training", {"steps": 20}, []),
         ("training", {"micro_batch_size": 2, "forward_batch_tokens": 64, "activation_checkpointing": True}, []),
         ("training", {"micro_batch_size": "auto", "on_divergence": "rollback", "rollbacks": 5}, []),
+        ("training", {"max_seconds": 60.0, "epochs": 2.0}, []),
         ("run", {"name": "b"}, []),
+        ("checkpoint", {"keep": 5, "every": "3 steps", "on_error": "continue"}, []),
+        ("logging", {"every": "1 step"}, []),
         ("data", {"evaluation": {"path": "y", "limit": 3}}, []),
         ("evaluation", {"every": "2 steps"}, []),
         ("training", {"batch_size": 4, "steps": 20}, ["training.batch_size: 8 -> 4"]),

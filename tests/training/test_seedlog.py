@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.types import ProjectedGradient, ProjectedUpdate
 from vamo_ft.training.seedlog import SeedLogger, read_seed_log
@@ -209,5 +209,6 @@ def test_what_cannot_be_written_is_told_in_one_line(path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(DataError, match=r"seedlog.bin: could not be written: No space left on device; .* run again"):
-        driver.run(1)
+    driver.run(1)  # waits for room
+    with pytest.raises(SaveError, match=r"seedlog.bin: could not be written: No space left on device; .* run again"):
+        driver.logger.state_dict()

@@ -25,6 +25,7 @@ def train_run(
     *,
     checkpoint: Checkpoint | None,
     announce: Callable[[Run, Checkpoint | None], None],
+    allow_changes: bool = False,
 ) -> Run:
     """Builds the run, restores `checkpoint` where there is one, and trains to the end.
 
@@ -35,12 +36,13 @@ def train_run(
 
     Args:
         announce: called when a run is built and about to train.
+        allow_changes: go on from checkpoints of other settings, as `build_run` does.
 
     Raises:
         DivergenceError: the run diverged and may not, or cannot, go on; names the samples and the last checkpoint.
         VamoFtError: as `build_run` and `Trainer.train` do.
     """
-    run = build_run(config, surroundings, checkpoint=checkpoint)
+    run = build_run(config, surroundings, checkpoint=checkpoint, allow_changes=allow_changes)
     while True:
         announce(run, checkpoint)
         if (error := _train(run)) is None:
@@ -49,7 +51,7 @@ def train_run(
         del run  # its memory is needed for its successor
         gc.collect()  # a model may stand in a cycle of references
         checkpoint = _way_back(config, surroundings, error, diverged)
-        run = build_run(config, surroundings, checkpoint=checkpoint)
+        run = build_run(config, surroundings, checkpoint=checkpoint, allow_changes=allow_changes)
         state = run.trainer.state
         state.roll_back(diverged, step=error.step, factor=_FACTOR)
         advice = (

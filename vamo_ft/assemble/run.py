@@ -14,7 +14,9 @@ from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
+from vamo_ft.assemble.restore import remove_seed_log, restore
 from vamo_ft.assemble.seedlog import build_seed_logger
+from vamo_ft.assemble.space import check_space
 from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.method import SvrgConfig
@@ -25,16 +27,18 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
-from vamo_ft.models.export import save_model, write_model_card
+from vamo_ft.models.export import save_model, saved_bytes, write_model_card
+from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
-from vamo_ft.training.continuation import check_length, check_samples, check_settings
+from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
 from vamo_ft.training.evaluation import EvaluationResult, evaluate
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
 from vamo_ft.training.runtime import memory_errors_explained
+from vamo_ft.training.space import SMALL_FILES
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 
@@ -80,12 +84,15 @@ class Parts:
     ledger: Ledger
 
 
-def build_parts(config: RunConfig, *, weights: Path | None) -> Parts:
+def build_parts(
+    config: RunConfig, *, weights: Path | None, stop_requested: Callable[[], bool] = lambda: False
+) -> Parts:
     """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
 
     Raises:
         DataError: model or data are not what the configuration says.
         UsageError: the model has no positions for the longest sample.
+        StopRequested: while the data was read.
     """
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
@@ -99,6 +106,7 @@ def build_parts(config: RunConfig, *, weights: Path | None) -> Parts:
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
+        stop_requested=stop_requested,
     )
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
@@ -113,24 +121,37 @@ def build_parts(config: RunConfig, *, weights: Path | None) -> Parts:
     return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)
 
 
-def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: Checkpoint | None) -> Run:
+def build_run(
+    config: RunConfig, surroundings: RunSurroundings, *, checkpoint: Checkpoint | None, allow_changes: bool
+) -> Run:
     """Loads model and data, builds everything, and restores `checkpoint` where there is one.
+
+    Args:
+        allow_changes: go on from the checkpoint although settings, samples or the base model differ from its own.
 
     Raises:
         DataError: model or data are not what the configuration, or the checkpoint, says.
         UsageError: the checkpoint belongs to another run, or lies behind this one's end; or the model has no positions
             for the longest sample.
+        SaveError: the checkpoints would not fit on the disk.
+        StopRequested: while the data was read.
     """
+    changes: list[str] = []
     if checkpoint is not None:
-        check_settings(checkpoint, meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json")))
-    parts = build_parts(config, weights=checkpoint.model_dir if checkpoint else None)
+        changes = meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json"))
+        check_settings(checkpoint, changes, allow=allow_changes)
+        changes += check_base(checkpoint, base_fingerprint(config.model), allow=allow_changes)
+        tell_version(checkpoint, __version__)
+    parts = build_parts(
+        config, weights=checkpoint.model_dir if checkpoint else None, stop_requested=surroundings.stop_requested
+    )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
     estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = run_length(config, source)
     if checkpoint is not None:
-        check_samples(checkpoint, source.fingerprint)
+        changes += check_samples(checkpoint, source.fingerprint, allow=allow_changes)
         check_length(checkpoint, num_steps, courses=_courses(config))
         discard_later(checkpoint)
 
@@ -167,9 +188,13 @@ def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: C
     if seed_logger is not None:
         owners["seed_log"] = seed_logger
     if checkpoint is not None:
-        for name, owner in owners.items():
-            if name not in ("evaluation", "seed_log") or checkpoint.holds(name):  # held-out data, and logs, may be new
-                owner.load_state_dict(checkpoint.load(name))
+        if changes:
+            remove_seed_log(surroundings.seed_log)
+        restore(checkpoint, owners, parameters, changes=changes)
+    base = base_fingerprint(config.model)
+    if base is None and checkpoint is not None:  # with the whole model in the checkpoint it is not needed
+        base = checkpoint.facts.get("base")
+    model_bytes = saved_bytes(loaded.model) + SMALL_FILES
 
     def save(state: RunState) -> None:
         check_weights(parameters, source, state)
@@ -183,17 +208,31 @@ def build_run(config: RunConfig, surroundings: RunSurroundings, *, checkpoint: C
                     "version": __version__,
                     "config": config.model_dump(mode="json"),
                     "data": source.fingerprint,
+                    "base": base,
                     "num_steps": num_steps,
                 },
                 keep=config.checkpoint.keep,
+                model_bytes=model_bytes,
             )
 
+    checkpoint_due = due(config.checkpoint.every, source)
+    check_space(
+        config,
+        surroundings.checkpoints,
+        owners,
+        parameters,
+        model_bytes=model_bytes,
+        due=checkpoint_due,
+        step=state.step,
+        num_steps=num_steps,
+    )
     checkpointer = Checkpointer(
         save,
-        due=due(config.checkpoint.every, source),
+        due=checkpoint_due,
         num_steps=num_steps,
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
         at_start=config.training.on_divergence == "rollback",
+        tolerant=config.checkpoint.on_error == "continue",
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
     if seed_logger is not None:

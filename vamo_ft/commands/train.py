@@ -19,6 +19,7 @@ from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from vamo_ft.training.disk import full_disk_explained
 from vamo_ft.training.ledger import peak_memory_bytes
 from vamo_ft.training.progress import ConsoleProgress
 from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
@@ -31,37 +32,57 @@ __all__ = ["train"]
 _log = logging.getLogger("vamo_ft")
 
 
-def train(config: RunConfig, *, resume: str, fresh: bool) -> None:
+def train(
+    config: RunConfig, *, resume: str, fresh: bool, allow_changes: bool = False, ends_process: bool = False
+) -> None:
     """Trains, or goes on with the run directory's newest intact checkpoint.
 
     Args:
         resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
         fresh: take another name, `<name>-2` and so on, if the first one's directory exists.
+        allow_changes: go on from a checkpoint's folder with settings, data or a base model that differ from its own.
+        ends_process: nothing follows in this process.
 
     Raises:
         VamoFtError: the run could not be started or finished; `exit_code` says how it ended.
     """
     refuse_launchers()
+    if allow_changes and resume in ("auto", "never"):
+        raise UsageError("--allow-changes: needs --resume PATH, which names the checkpoint to continue from")
     if fresh:
         config = _with_new_name(config)
     directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
-    directory.lock()
+    taken_over = directory.lock()
+    signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
     try:
-        _train_or_resume(config, directory, resume=resume)
+        _train_or_resume(
+            config, directory, resume=resume, taken_over=taken_over, signals=signals, allow_changes=allow_changes
+        )
     finally:
         directory.unlock()
 
 
-def _train_or_resume(config: RunConfig, directory: RunDirectory, *, resume: str) -> None:
+def _train_or_resume(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    resume: str,
+    taken_over: str | None,
+    signals: StopSignals,
+    allow_changes: bool,
+) -> None:
     with _write_errors_explained(directory):
         if resume == "auto" and _is_finished(directory, config):
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
         console = Console(stderr=True)
-        with logging_to(console, file=directory.log), StopSignals() as signals, _status_of(directory, signals):
+        with logging_to(console, file=directory.log), signals, _status_of(directory, signals):
+            if taken_over is not None:
+                _log.warning("%s: taken over from %s", directory.root, taken_over)
             for warning in config_warnings(config):
                 _log.warning("%s", warning)
-            _train(config, directory, checkpoint=_starting_point(directory, resume), console=console, signals=signals)
+            checkpoint = _starting_point(directory, resume)
+            _train(config, directory, checkpoint, console=console, signals=signals, allow_changes=allow_changes)
 
 
 @contextmanager
@@ -82,10 +103,11 @@ def _write_errors_explained(directory: RunDirectory) -> Iterator[None]:
 def _train(
     config: RunConfig,
     directory: RunDirectory,
-    *,
     checkpoint: Checkpoint | None,
+    *,
     console: Console,
     signals: StopSignals,
+    allow_changes: bool,
 ) -> None:
     with MetricsWriter(directory.metrics) as writer:
         if checkpoint is None:
@@ -112,7 +134,7 @@ def _train(
                 run.trainer.num_steps,
             )
 
-        run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce)
+        run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce, allow_changes=allow_changes)
     with memory_errors_explained("saving the final model"):
         _save_final_model(run, config, directory)
     _print_summary(run, directory)
@@ -158,12 +180,17 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
     """Keeps status.json true, whatever happens in the block, and says what to do next."""
     directory.write_status("running")
     try:
-        with memory_errors_explained("the preparation of the run"), _write_errors_explained(directory):
+        with (
+            memory_errors_explained("the preparation of the run"),
+            _write_errors_explained(directory),
+            full_disk_explained(directory.root),
+        ):
             yield
     except StopRequested as error:
-        directory.write_status("stopped", exit_code=error.exit_code)
+        directory.write_status("stopped", exit_code=error.exit_code, facts={"cause": signals.cause})
+        cause = "the time limit (training.max_seconds)" if signals.cause == "time limit" else signals.cause
         raise StopRequested(
-            f"{error} by {signals.name}; to go on, train {directory.root.name} again with the same settings (after "
+            f"{error} by {cause}; to go on, train {directory.root.name} again with the same settings (after "
             f"--fresh: with --set run.name={directory.root.name} in its place)"
         ) from None
     except VamoFtError as error:
@@ -184,9 +211,12 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> N
     facts = {"base model": config.model.path, "training data": config.data.train.path, "method": config.method.name}
     if run.evaluator is not None:
         facts |= {name: f"{value:.4f}" for name, value in run.evaluator.history[-1].items() if name != "step"}
-    run.save_model(aside, title=config.run.name, facts=facts)
-    shutil.rmtree(directory.model, ignore_errors=True)
-    aside.rename(directory.model)
+    try:
+        run.save_model(aside, title=config.run.name, facts=facts)
+        shutil.rmtree(directory.model, ignore_errors=True)
+        aside.rename(directory.model)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _print_summary(run: Run, directory: RunDirectory) -> None:

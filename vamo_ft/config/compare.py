@@ -11,6 +11,7 @@ _FREE = (
     "run.offline",
     "training.steps",
     "training.epochs",
+    "training.max_seconds",
     "training.micro_batch_size",
     "training.forward_batch_tokens",
     "training.activation_checkpointing",
@@ -21,8 +22,8 @@ _FREE = (
     "checkpoint",
     "logging",
 )
-"""Length, memory, evaluation and record keeping. Another length moves a linear or cosine schedule, and another cut
-into micro-batches changes rounding and dropout masks; everything else would make it another run."""
+"""Length, time, memory, evaluation and record keeping. Another length moves a linear or cosine schedule, and another
+cut into micro-batches changes rounding and dropout masks; everything else would make it another run."""
 
 
 def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -205,6 +205,13 @@ class TrainingConfig(Section):
         description="tokens, padding included, of one batch of a snapshot pass or an evaluation: forward only, and "
         "backward too for svrg",
     )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="wall-clock limit of one process, counted from where it takes the run directory: it then stops as "
+        "on a signal, with a checkpoint and exit code 75. A process that goes on has as long again; null: no limit",
+    )
 
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop",
@@ -255,6 +262,11 @@ class CheckpointConfig(Section):
 
     every: Period | None = Field(None, description="period in steps or epochs; null: only at the end or on a signal")
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
+    on_error: Literal["stop", "continue"] = Field(
+        "stop",
+        description="when a periodic checkpoint cannot be written: stop with exit code 2, or warn and continue to the "
+        "next one. The last good checkpoint stays either way",
+    )
 
 
 class LoggingConfig(Section):

@@ -15,6 +15,14 @@ class DataError(VamoFtError):
     exit_code = 2
 
 
+class SaveError(DataError):
+    """A checkpoint, or another file of the run, could not be written; earlier checkpoints are untouched.
+
+    Its exit code is that of what the user has to mend before the run can go on. The code of a stop would have a
+    scheduler start the run again, onto the same full disk.
+    """
+
+
 class UsageError(VamoFtError):
     """What was asked for cannot be done this way; says what to do instead."""
 

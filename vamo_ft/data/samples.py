@@ -1,6 +1,6 @@
 """The samples of a run: what training draws from, and what evaluation goes through."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -10,7 +10,7 @@ import torch
 
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import ClassificationFormat, DataConfig, DataSetConfig
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, StopRequested
 from vamo_ft.core.types import Batch
 from vamo_ft.data.collation import (
     collate_for_classifier,
@@ -18,7 +18,7 @@ from vamo_ft.data.collation import (
     collate_for_language_model,
     collate_options,
 )
-from vamo_ft.data.formatting import format_rows
+from vamo_ft.data.formatting import TextExample, format_rows
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.sources import load_rows
 from vamo_ft.data.tokenization import (
@@ -176,6 +176,7 @@ def load_samples(
     offline: bool,
     metric: MetricObjectiveConfig | None = None,
     answer_tokens: int | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainingSamples, EvaluationSamples | None]:
     """Reads, formats and tokenizes the data of a run.
 
@@ -184,11 +185,13 @@ def load_samples(
         offline: make no network call.
         metric: trained on in place of a loss: training batches then hold what it scores, and every sample weighs 1.
         answer_tokens: of an evaluation that generates answers, the longest.
+        stop_requested: asked at every sample.
 
     Raises:
         DataError: the data is not what the configuration says.
+        StopRequested: between two samples.
     """
-    data = _tokenize(config, config.train, tokenizer, task=task, offline=offline)
+    data = _tokenize(config, config.train, tokenizer, task=task, offline=offline, stop_requested=stop_requested)
     if metric is None:
         layout = _loss_layout(tokenizer, task=task, position_ids=position_ids)
     else:
@@ -206,6 +209,7 @@ def load_samples(
         position_ids=position_ids,
         offline=offline,
         answer_tokens=answer_tokens,
+        stop_requested=stop_requested,
     )
     return training, evaluation
 
@@ -219,25 +223,34 @@ def load_evaluation(
     position_ids: bool,
     offline: bool,
     answer_tokens: int | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> EvaluationSamples:
     """Reads, formats and tokenizes `data_set` for evaluation, by the format and length of `config`.
 
     Args:
         answer_tokens: of generated answers, the longest; None generates none.
+        stop_requested: asked at every sample.
 
     Raises:
         DataError: the data is not what the configuration says.
+        StopRequested: between two samples.
     """
-    data = _tokenize(config, data_set, tokenizer, task=task, offline=offline)
+    data = _tokenize(config, data_set, tokenizer, task=task, offline=offline, stop_requested=stop_requested)
     layout = _score_layout(config, tokenizer, task=task, answer_tokens=answer_tokens, position_ids=position_ids)
     return EvaluationSamples(data, layout=layout)
 
 
 def _tokenize(
-    config: DataConfig, data_set: DataSetConfig, tokenizer: "PreTrainedTokenizerBase", *, task: Task, offline: bool
+    config: DataConfig,
+    data_set: DataSetConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    task: Task,
+    offline: bool,
+    stop_requested: Callable[[], bool],
 ) -> TokenizedData:
     rows = load_rows(data_set, offline=offline)
-    examples = format_rows(rows, config.format)
+    examples = _until_stopped(format_rows(rows, config.format), stop_requested)
     if task == "sequence_classification":
         return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
     options = None
@@ -246,6 +259,13 @@ def _tokenize(
     return tokenize_for_language_model(
         examples, tokenizer, max_length=config.max_length, options=options, place=rows.place
     )
+
+
+def _until_stopped(examples: Iterable[TextExample], stop_requested: Callable[[], bool]) -> Iterator[TextExample]:
+    for example in examples:
+        if stop_requested():
+            raise StopRequested("nothing to save yet: stopped in the preparation of the data")
+        yield example
 
 
 def _loss_layout(tokenizer: "PreTrainedTokenizerBase", *, task: Task, position_ids: bool) -> Layout:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-__all__ = ["quietly", "save_model", "write_model_card"]
+__all__ = ["quietly", "save_model", "saved_bytes", "write_model_card"]
 
 
 def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -33,6 +33,15 @@ def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
         tokenizer.save_pretrained(directory)
     for weights in directory.glob("*.safetensors"):  # these are made readable by the owner alone
         weights.chmod((directory / "tokenizer_config.json").stat().st_mode)
+
+
+def saved_bytes(model: PreTrainedModel | PeftModel) -> int:
+    """Bytes of the tensors that `save_model` writes; tied ones count once."""
+    if isinstance(model, PeftModel):
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    else:
+        tensors = model.state_dict()
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors.values()}.values())
 
 
 def write_model_card(directory: Path, *, title: str, facts: Mapping[str, str]) -> None:

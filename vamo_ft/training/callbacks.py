@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from vamo_ft.core.errors import SaveError
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.training.evaluation import EvaluationResult
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.sinks import MetricsWriter
 from vamo_ft.training.state import RunState, StepRecord
 
-__all__ = ["Callback", "Checkpointer", "Evaluator", "MetricsLogger"]
+__all__ = ["Callback", "Checkpointer", "Evaluator", "MetricsLogger", "warn_of_failed_save"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -162,6 +163,7 @@ class Checkpointer(Callback):
     Args:
         saved: the state that is on disk.
         at_start: save before the first step too, so that there is always a checkpoint to go back to.
+        tolerant: whether a save that fails at the end of a period is only warned of.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class Checkpointer(Callback):
         num_steps: int,
         saved: RunState | None,
         at_start: bool = False,
+        tolerant: bool = False,
     ) -> None:
         self._save = save
         self._due = due
@@ -179,18 +182,33 @@ class Checkpointer(Callback):
         self._saved = _progress_of(saved)
         self._rollbacks = 0 if saved is None else saved.rollbacks
         self._at_start = at_start
+        self._tolerant = tolerant
 
     def at_boundary(self, state: RunState) -> None:
         """Saves when it is due and this step is not saved yet."""
         due = self._due(state.step) or state.step == self._num_steps
         if state.rollbacks != self._rollbacks or (due if state.step > 0 else self._at_start):
-            self.on_stop(state)
+            try:
+                self.on_stop(state)
+            except SaveError as error:
+                if not self._tolerant:
+                    raise
+                warn_of_failed_save(error)
 
     def on_stop(self, state: RunState) -> None:
-        """Saves, unless nothing was computed since; more of a snapshot takes the place of less of it."""
+        """Saves, unless nothing was computed since; more of a snapshot takes the place of less of it.
+
+        Raises:
+            SaveError: it failed. A stop whose checkpoint is missing is none, whatever the setting.
+        """
         if _progress_of(state) != self._saved:
             self._save(state)
             self._saved, self._rollbacks = _progress_of(state), state.rollbacks
+
+
+def warn_of_failed_save(error: SaveError) -> None:
+    """Says that the run continues all the same."""
+    _log.warning("%s; the run continues, as checkpoint.on_error says", error)
 
 
 def _progress_of(state: RunState | None) -> tuple[int, float] | None:

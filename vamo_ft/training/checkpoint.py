@@ -22,15 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.protocols import StateDict
+from vamo_ft.training.disk import disk_error, folder_bytes, free_bytes, gigabytes, is_full
 from vamo_ft.training.rundir import sync_directory, write_json
 
-__all__ = ["Checkpoint", "discard_later", "newest_checkpoint", "open_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "checkpoint_folders",
+    "discard_later",
+    "newest_checkpoint",
+    "open_checkpoint",
+    "save_checkpoint",
+]
 
 _log = logging.getLogger("vamo_ft")
 _FORMAT = 1
@@ -83,6 +90,7 @@ def save_checkpoint(
     save_model: Callable[[Path], None],
     facts: Mapping[str, Any],
     keep: int,
+    model_bytes: int = 0,
 ) -> Path:
     """Writes `root/step-<step>`, then removes what it makes obsolete.
 
@@ -93,19 +101,26 @@ def save_checkpoint(
         save_model: writes the model into the folder it is given.
         facts: JSON values that identify the run, readable without loading an owner.
         keep: at least 1.
+        model_bytes: what `save_model` writes at least, where no earlier checkpoint tells.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        DataError: it could not be written, for want of space or another reason; earlier ones are untouched.
+        SaveError: it could not be written, for want of space or another reason; earlier ones are untouched.
         TypeError: a state tree or `facts` holds something else than their types allow.
     """
     assert keep >= 1
     root.mkdir(parents=True, exist_ok=True)
     _remove(path for path in root.iterdir() if path.name.startswith(".tmp-"))  # left by a killed process
     split = {owner: _split_state(owner, state) for owner, state in owners.items()}
-    _check_space(root, split.values())
+    needed = sum(tensor.nbytes for _, tensors in split.values() for tensor in tensors.values())
+    needed += max(model_bytes, _newest_bytes(root, "model"))
+    if (missing := needed - free_bytes(root)) > 0:
+        raise SaveError(
+            f"{root}: a checkpoint needs {gigabytes(needed)} and {gigabytes(needed - missing)} are free, "
+            f"{gigabytes(missing)} are missing{_last_good(root)}"
+        )
     final = root / f"step-{step:08d}"
     temporary = root / f".tmp-{final.name}"
     try:
@@ -117,8 +132,13 @@ def save_checkpoint(
             write_json(temporary / "state" / f"{owner}.json", tree)
         _write_manifest(temporary, step=step, facts=facts)
         _put_in_place(temporary, final)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{final}: could not be saved: {error}{_last_good(root)}") from error
+    except Exception as error:
+        if (cause := disk_error(error)) is None:
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise SaveError(
+            f"{final}: could not be saved: {_shortage(root, needed, cause)}{cause}{_last_good(root)}"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _remove_obsolete(root, step=step, keep=keep)
@@ -139,7 +159,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
     """The newest intact checkpoint in `root`; damaged ones are logged and skipped."""
-    for path in _checkpoints(root):
+    for path in checkpoint_folders(root):
         try:
             return open_checkpoint(path)
         except DataError as error:
@@ -152,8 +172,8 @@ def discard_later(checkpoint: Checkpoint) -> None:
     _remove_later(checkpoint.path.parent, step=checkpoint.step)
 
 
-def _checkpoints(root: Path) -> list[Path]:
-    """Newest first; a replaced one follows its replacement."""
+def checkpoint_folders(root: Path) -> list[Path]:
+    """The checkpoints in `root`, intact or not, newest first; a replaced one follows its replacement."""
     found = [(match, path) for path in root.glob("*step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for match, path in sorted(found, key=lambda pair: (-int(pair[0][2]), pair[0][1] is not None))]
 
@@ -280,25 +300,26 @@ def _verify_file(root: Path, name: str, *, size: int, sha256: str) -> None:
         raise DataError(f"{root}: {name} is damaged: its SHA-256 differs")
 
 
-def _check_space(root: Path, states: Iterable[tuple[Any, Mapping[str, Tensor]]]) -> None:
-    """Compares the free space with the state tensors and the model folder of the newest checkpoint."""
-    needed = sum(tensor.nbytes for _, tensors in states for tensor in tensors.values())
-    for newest in _checkpoints(root)[:1]:
-        needed += sum(path.stat().st_size for path in (newest / "model").rglob("*") if path.is_file())
-    free = shutil.disk_usage(root).free
+def _newest_bytes(root: Path, part: str = "") -> int:
+    """Size of the newest checkpoint, or of a folder in it; 0 where there is none."""
+    return sum(folder_bytes(newest / part) for newest in checkpoint_folders(root)[:1])
+
+
+def _shortage(root: Path, needed: int, error: OSError) -> str:
+    """How much is missing, after what was written of a checkpoint is removed again."""
+    if not is_full(error):
+        return ""
+    free = free_bytes(root)
     if free < needed:
-        raise DataError(
-            f"{root}: a checkpoint needs {_gigabytes(needed)} and {_gigabytes(free)} are free, "
-            f"{_gigabytes(needed - free)} are missing{_last_good(root)}"
-        )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3f} GB"
+        return f"it needs {gigabytes(needed)}, {gigabytes(free)} are free and {gigabytes(needed - free)} missing: "
+    return (
+        f"it needs {gigabytes(needed)}, and {gigabytes(free)} are free, so that other writers, a quota or a limit on "
+        "the size of files leave too little: "
+    )
 
 
 def _last_good(root: Path) -> str:
-    return "".join(f"; the last checkpoint stays: {path}" for path in _checkpoints(root)[:1])
+    return "".join(f"; the last checkpoint stays: {path}" for path in checkpoint_folders(root)[:1])
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -312,13 +333,13 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 def _remove_obsolete(root: Path, *, step: int, keep: int) -> None:
     _remove_later(root, step=step)
-    paths = _checkpoints(root)
+    paths = checkpoint_folders(root)
     kept = set([path for path in paths if path.name.startswith("step-")][:keep])
     _remove(path for path in paths if path not in kept)
 
 
 def _remove_later(root: Path, *, step: int) -> None:
-    _remove(path for path in _checkpoints(root) if int(path.name.removeprefix(_REPLACED)[5:]) > step)
+    _remove(path for path in checkpoint_folders(root) if int(path.name.removeprefix(_REPLACED)[5:]) > step)
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -1,10 +1,11 @@
 """The folder of one run: where each file is, durable writes, and the lock that keeps a second process out."""
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import platform
-import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from vamo_ft.core.errors import DataError, UsageError
+from vamo_ft.training.disk import is_full
+from vamo_ft.training.lease import Holder, Lease, living_holder
 
 __all__ = ["RunDirectory", "environment", "sync_directory", "write_json", "write_text"]
 
+_log = logging.getLogger("vamo_ft")
 _PACKAGES = ("vamo-ft", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
 
 
@@ -32,37 +36,66 @@ class RunDirectory:
         self.model = root / "model"
         self.status = root / "status.json"
         self._lock: int | None = None
+        self._lease: Lease | None = None
 
-    def lock(self) -> None:
+    def lock(self) -> str | None:
         """Keeps other processes out until `unlock`, or until this process ends in whatever way.
+
+        A file lock keeps out processes of this machine. The lease does so where locks do not reach: for other machines
+        on a shared file system.
+
+        Returns:
+            Whom the directory was taken over from: a process that died in it; None: nobody.
 
         Raises:
             DataError: another live process holds the directory.
             UsageError: the directory cannot be made or written to.
         """
         assert self._lock is None, "the run directory is locked already"
+        descriptor = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            taken_over = self._take(descriptor)
         except OSError as error:
+            if descriptor is not None:
+                os.close(descriptor)
             raise UsageError(
                 f"run.output_dir: {self.root} cannot be written ({error.strerror}); choose a folder that can"
             ) from None
+        except DataError:
+            assert descriptor is not None
+            os.close(descriptor)
+            raise
+        self._lock = descriptor
+        return taken_over
+
+    def _take(self, descriptor: int) -> str | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
             raise DataError(f"{self.root}: in use by {holder}; wait until it ends or choose another run.name") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            # The file system knows no locks, and the lease alone decides.
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        self._lock = descriptor
+        os.pwrite(descriptor, f"{Holder.here()}\n".encode(), 0)
+        living, note = living_holder(self.root / ".lease.json", now=os.fstat(descriptor).st_mtime)
+        if living is not None:
+            os.ftruncate(descriptor, 0)
+            raise DataError(f"{self.root}: in use by {living} ({note}); wait until it ends or choose another run.name")
+        self._lease = Lease(self.root / ".lease.json")
+        return note
 
     def unlock(self) -> None:
         """Lets the next process in."""
         assert self._lock is not None, "the run directory is not locked"
+        assert self._lease is not None
+        self._lease.release()
         os.close(self._lock)
-        self._lock = None
+        self._lock = self._lease = None
 
     def write_status(self, state: str, *, exit_code: int | None = None, facts: Mapping[str, Any] | None = None) -> None:
         """Replaces `status.json`; a reader sees the old or the new one, never a part.
@@ -73,7 +106,13 @@ class RunDirectory:
             facts: further JSON values, such as the step and the message.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.status, {"state": state, "exit_code": exit_code, "time": now, **(facts or {})})
+        try:
+            write_json(self.status, {"state": state, "exit_code": exit_code, "time": now, **(facts or {})})
+        except OSError as error:
+            if not is_full(error):
+                raise
+            # The run may still go on, or has a more important thing to say.
+            _log.warning("%s: cannot be written (%s)", self.status, error.strerror)
 
     def read_status(self) -> dict[str, Any] | None:
         """What `write_status` wrote last; None if there is none that can be read."""
@@ -114,11 +153,15 @@ def write_text(path: Path, text: str) -> None:
     """Replaces `path` durably and in one step: after a crash it holds the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.core.types import ProjectedGradient, ProjectedUpdate
@@ -50,6 +50,7 @@ class SeedLogger(Callback):
     """Writes the log of a run.
 
     Updates stay on the device until a line of metrics is due, which waits for the device anyway, or a checkpoint.
+    Where the disk has no room they wait for the next occasion; a checkpoint is not saved without them.
     Belongs behind the callback that saves: a checkpoint of the last step holds the length without the seal.
 
     Args:
@@ -126,18 +127,30 @@ class SeedLogger(Callback):
 
     def _write(self, end: bytes = b"", *, durably: bool = False) -> None:
         if self._writes:
-            self._append(b"".join(_encoded(self._pending, seed=self._seed)) + end, durably=durably)
+            try:
+                self._append(b"".join(_encoded(self._pending, seed=self._seed)) + end, durably=durably)
+            except SaveError as error:
+                if durably:
+                    raise
+                _log.warning("%s; its lines wait until there is room", error)
+                return
         self._pending.clear()
 
     def _append(self, data: bytes, *, durably: bool = False) -> None:
+        length = self._path.stat().st_size if self._path.is_file() else 0
         try:
-            with self._path.open("ab") as file:
-                file.write(data)
-                if durably:
-                    file.flush()
-                    os.fsync(file.fileno())
+            with self._path.open("ab", buffering=0) as file:
+                try:
+                    rest = data
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                    if durably:
+                        os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(length)  # what follows must not follow a part of a record
+                    raise
         except OSError as error:
-            raise DataError(
+            raise SaveError(
                 f"{self._path}: could not be written: {error.strerror}; the last checkpoint stays: make room, and run "
                 "again to go on from it"
             ) from error

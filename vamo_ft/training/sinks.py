@@ -19,13 +19,16 @@ class MetricsWriter:
     """Appends records to `metrics.jsonl`.
 
     Every line is standard JSON, which has no word for NaN and infinity: numbers that are not finite become null. A
-    line reaches the operating system when it is written, and the disk at `flush`.
+    line reaches the operating system when it is written, and the disk at `flush`. Where it cannot be written, on a full
+    disk, it waits in memory for the next one, with a warning; the file never ends within a line.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
+        self._waiting: list[bytes] = []
+        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -43,12 +46,35 @@ class MetricsWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line."""
         line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
+        self._waiting.append(line.encode())
+        self._write_waiting()
 
     def flush(self) -> None:
-        """Makes what was written durable."""
-        os.fsync(self._file.fileno())
+        """Makes what was written durable, as far as the disk has room."""
+        self._write_waiting()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._warn(error)
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            length = self.length
+            try:
+                rest = self._waiting[0]
+                while rest:  # a disk with room for a part takes that, and says at the next write that it is full
+                    rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self._file.truncate(length)
+                self._warn(error)
+                return
+            del self._waiting[0]
+            self._failed = False
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failed:
+            _log.warning("%s: cannot be written (%s); lines wait until there is room", self._path, error.strerror)
+        self._failed = True
 
     def truncate_to(self, length: int) -> None:
         """Goes back to `length` bytes, as a resume does, so that no step is in the file twice.
@@ -71,8 +97,10 @@ class MetricsWriter:
         self.flush()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Flushes and closes the file; lines for which there is no room are lost, with a warning."""
         self.flush()
+        if self._waiting:
+            _log.warning("%s: %d lines could not be written and are lost", self._path, len(self._waiting))
         self._file.close()
 
 

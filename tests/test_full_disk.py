@@ -1,0 +1,134 @@
+"""Whole runs on a disk that fills up: one line for the user, nothing lost, and the same weights in the end."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.full_disk import fill, largest_file, pretend_free, small_disk
+from tests.workspace import ADAMW, VAMO, Workspace
+from vamo_ft.training.trainer import Trainer
+
+CONFIG = {**VAMO, **ADAMW, "logging": {"every": "1 steps"}}
+
+
+@pytest.fixture
+def disk(workspace: Workspace) -> Iterator[Path]:
+    """The folder of the runs, with room for a little more than the run needs."""
+    workspace.configure(CONFIG)
+    assert workspace.train("--set", "run.name=whole", "--set", "run.output_dir=whole") == 0
+    with small_disk(workspace.root / "runs", size=100_000_000) as path:
+        yield path
+
+
+def same_as_whole(workspace: Workspace) -> bool:
+    here, whole = workspace.weights(), workspace.weights("../whole/whole")
+    return here == whole and workspace.metrics() == workspace.metrics("../whole/whole")
+
+
+def at_step(patch: pytest.MonkeyPatch, number: int, action: Any) -> None:
+    original = Trainer._step
+
+    def step(self: Trainer) -> Any:
+        if self.state.step == number:
+            action()
+        return original(self)
+
+    patch.setattr(Trainer, "_step", step)
+
+
+def errors_of(text: str) -> list[str]:
+    assert "Traceback" not in text
+    assert "Logging error" not in text
+    return [line for line in text.splitlines() if line.startswith(("error", "unexpected"))]
+
+
+def test_a_disk_that_fills_stops_the_run_and_loses_nothing(
+    disk: Path, workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 4, lambda: fill(disk, leave=0))
+        assert workspace.train() == 2
+    (error,) = errors_of(capfd.readouterr().err)
+    assert "are missing; the last checkpoint stays: runs/tiny/checkpoints/step-00000003" in error
+    assert sorted(path.name for path in (disk / "tiny" / "checkpoints").iterdir()) == ["step-00000003"]
+    assert workspace.train() == 2, "there is still no room"
+    (error,) = errors_of(capfd.readouterr().err)
+    assert "No space left on device" in error
+    (disk / "ballast").unlink()
+    assert workspace.train() == 0
+    assert same_as_whole(workspace)
+
+
+def test_a_run_may_continue_to_the_next_checkpoint(
+    disk: Path, workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 4, lambda: fill(disk, leave=0))
+        at_step(patch, 7, (disk / "ballast").unlink)
+        assert workspace.train("--set", "checkpoint.on_error=continue") == 0
+    error = capfd.readouterr().err
+    assert errors_of(error) == []
+    assert "the run continues, as checkpoint.on_error says" in error
+    assert "metrics.jsonl: cannot be written (No space left on device)" in error
+    names = sorted(path.name for path in (disk / "tiny" / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000008"]
+    assert same_as_whole(workspace)
+
+
+def test_the_final_model_that_does_not_fit_is_written_by_the_next_run(
+    disk: Path, workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        train = Trainer.train
+
+        def then_full(self: Trainer) -> None:
+            train(self)
+            fill(disk, leave=50_000)
+
+        patch.setattr(Trainer, "train", then_full)
+        assert workspace.train() == 2
+    (error,) = errors_of(capfd.readouterr().err)
+    assert "runs/tiny: no room to write (No space left on device" in error
+    assert "train again with the same settings" in error
+    status = json.loads((disk / "tiny" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 2)
+    assert not list((disk / "tiny").glob(".model*"))
+    (disk / "ballast").unlink()
+    assert workspace.train() == 0
+    assert same_as_whole(workspace)
+
+
+def test_space_is_asked_for_before_the_first_step(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three checkpoints with two moments for each weight, and the final model, each with 16 MiB for small files."""
+    workspace.configure(ADAMW)
+    weights = 35_168 * 4
+    needed = 3 * (3 * weights + 2**24) + weights + 2**24
+    pretend_free(monkeypatch, needed - 1)
+    assert workspace.train() == 2
+    error = capsys.readouterr().err
+    assert (
+        f"3 checkpoints of {(3 * weights + 2**24) / 1e9:.3f} GB and the final model need {needed / 1e9:.3f} GB" in error
+    )
+    assert not (workspace.directory() / "checkpoints").exists()
+    assert all("eval.loss" not in line for line in workspace.metrics())
+    pretend_free(monkeypatch, needed)
+    assert workspace.train() == 0
+    pretend_free(monkeypatch, 0)
+    assert workspace.train("--set", "training.steps=10", "--set", "checkpoint.on_error=continue") == 0
+    assert "the run continues" in capsys.readouterr().err
+
+
+def test_a_limit_on_the_size_of_files_is_one_line(workspace: Workspace, capfd: pytest.CaptureFixture[str]) -> None:
+    workspace.configure(CONFIG)
+    with largest_file(60_000):
+        assert workspace.train() == 2
+    (error,) = errors_of(capfd.readouterr().err)
+    assert "File too large" in error
+    assert "a limit on the size of files" in error
+    assert list((workspace.directory() / "checkpoints").iterdir()) == []
+    assert workspace.train() == 0

@@ -1,0 +1,89 @@
+"""Puts a checkpoint's states back into the parts of a run, as far as they still mean the same."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import StateDict, Stateful
+from vamo_ft.training.checkpoint import Checkpoint
+
+__all__ = ["remove_seed_log", "restore"]
+
+_log = logging.getLogger("vamo_ft")
+
+_OPTIONAL = ("evaluation", "seed_log")
+"""Held-out data, and logs, may be new."""
+
+_UPDATE_ONLY = ("optimizer.", "schedule.", "training.max_grad_norm:")
+"""Settings that change what an update does with an estimate, and not the estimate."""
+
+
+def restore(
+    checkpoint: Checkpoint, owners: Mapping[str, Stateful], parameters: TrainableParameters, *, changes: Sequence[str]
+) -> None:
+    """Loads every owner's state; after `changes` only what survives them, and says what does not.
+
+    The state of the estimator and of the directions (snapshots, tables, learnt coefficients) is dropped with any change
+    that reaches an estimate: it belongs to another method, other samples or another loss, even where the shapes agree.
+    The optimizer's moments are dropped with another optimizer, else those whose parameter has another shape are. No
+    seed log is written any more: it could not rebuild the run.
+
+    Args:
+        owners: by their name in the checkpoint.
+        changes: allowed differences to the checkpoint's run, as `key: old -> new`; empty: none.
+    """
+    for name, owner in owners.items():
+        if name in _OPTIONAL and not checkpoint.holds(name):  # a part that is new to the run
+            continue
+        if not changes:
+            owner.load_state_dict(checkpoint.load(name))
+            continue
+        match name:
+            case "seed_log":
+                owner.load_state_dict({"length": None})
+            case "estimator" | "directions" if not all(change.startswith(_UPDATE_ONLY) for change in changes):
+                if checkpoint.holds(name) and _has_content(checkpoint.load(name)):
+                    _log.warning("the state of the %s is dropped: it belongs to other settings", name)
+            case "update_rule":
+                owner.load_state_dict(_surviving_moments(checkpoint.load(name), parameters, changes))
+            case _:
+                owner.load_state_dict(checkpoint.load(name))
+
+
+def remove_seed_log(path: Path) -> None:
+    """Removes the seed log of a run that continues with other settings, from which it cannot be rebuilt."""
+    if path.is_file():
+        _log.warning("%s is removed: with other settings it could not rebuild the run", path)
+        path.unlink()
+
+
+def _surviving_moments(state: StateDict, parameters: TrainableParameters, changes: Sequence[str]) -> StateDict:
+    if state and any(change.startswith("optimizer.name:") for change in changes):
+        _log.warning("the state of the optimizer is dropped: it belongs to another optimizer")
+        return {}
+    shapes = {name: tensor.shape for name, tensor in zip(parameters.names, parameters.tensors, strict=True)}
+    fitting = {
+        name: moments
+        for name, moments in state.items()
+        if all(
+            value.shape == shapes.get(name)
+            for key, value in moments.items()
+            if isinstance(value, Tensor) and key != "step"
+        )
+    }
+    if dropped := sorted(state.keys() - fitting.keys()):
+        _log.warning(
+            "the optimizer's state of %d of %d parameters is dropped, such as %s: they have another shape or are not "
+            "trained",
+            len(dropped),
+            len(state),
+            dropped[0],
+        )
+    return fitting
+
+
+def _has_content(state: StateDict) -> bool:
+    return any(value is not None for value in state.values())
