@@ -1,6 +1,7 @@
 """VAMO's adaptive coefficient, informed directions and refresh, and what low precision and interrupted passes keep."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -168,3 +169,46 @@ def test_a_pass_that_begins_anew_keeps_its_account():
     work = vamo.prepare(source, 0)
     assert work.forward_samples == 2 * 4 + 4 * source.num_samples
     assert build_vamo(objective, token_budget=5).prepare(source, 0).forward_samples == 4 * source.num_samples
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_stale_snapshot_stops_correcting(seed: int):
+    """Per-sample gradients that turn away from what the snapshot saw; exact variances over all samples at each step."""
+    samples, dimension, period, steps = 64, 60, 128, 260
+    first, second = (
+        normal(samples, 4, seed=10 * seed + n) @ normal(4, dimension, seed=10 * seed + n + 2) for n in (0, 1)
+    )
+    objective = Quadratic(torch.zeros(dimension, dtype=torch.float64), curvature=torch.ones(dimension))
+    source = ToySource(first.clone(), batch_size=1)
+    directions = HashedDirections(TrainableParameters(objective.module))
+    vamo = build_vamo(
+        objective,
+        directions=directions,
+        num_probes=20,
+        alpha=None,
+        eps=1e-2,
+        seed=seed,
+        token_budget=64,
+        snapshot_due=lambda step: step % period == 0,
+    )
+    ratios = {"adaptive": torch.zeros(steps), "one": torch.zeros(steps)}
+    angle = 0.0
+    for step in range(steps):
+        angle += 0.03  # cos(angle since the snapshot): 1, then 0 after 52 steps, then negative
+        source.features = math.cos(angle) * first + math.sin(angle) * second
+        if vamo.prepare(source, step).forward_samples:
+            z = torch.stack([directions.values(key, 0, dimension) for key in vamo.keys]).double()
+            seen = -(source.features - source.features.mean(0))
+            reported = seen @ z.T @ torch.linalg.inv(z @ z.T) @ z  # the corrections at coefficient 1
+        drawn = int(torch.randint(samples, (1,), generator=torch.Generator().manual_seed(1000 * seed + step)))
+        alpha = float(vamo.estimate([source.batch([drawn])], step).metrics["alpha"])
+        noise = -(source.features - source.features.mean(0))
+        for name, coefficient in (("adaptive", alpha), ("one", 1.0)):
+            left = noise - coefficient * reported
+            ratios[name][step] = float(left.square().sum() / noise.square().sum())
+    age = torch.arange(steps) % period
+    late = torch.arange(steps) >= 100
+    assert ratios["one"][late].mean() > 1.1, "a fixed coefficient of 1 does harm here"
+    assert ratios["adaptive"][late].mean() <= 1.02
+    assert ratios["adaptive"][late & (age < 16)].mean() < 0.95
+    assert ratios["adaptive"][late & (age >= 64)].mean() <= 1.05
