@@ -17,7 +17,7 @@ from tests.tiny import write_jsonl
 from tests.workspace import LORA, VAMO, Workspace, merged
 from vamo_ft.assemble import model as assembly_model
 from vamo_ft.assemble import run as assembly
-from vamo_ft.config.schema import DataSetConfig
+from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.types import Batch, LossTerms
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.sources import row_places

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.config.examples import VALID
 from tests.tiny import byte_tokenizer
 from tests.workspace import VAMO, base_config, merged
+from vamo_ft.config.data import DataConfig
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.load import load_config
-from vamo_ft.config.schema import DataConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.samples import load_evaluation
 from vamo_ft.data.tokenization import Example

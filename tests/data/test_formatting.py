@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from vamo_ft.config.schema import ClassificationFormat, PromptCompletionFormat
+from vamo_ft.config.data import ClassificationFormat, PromptCompletionFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.formatting import TextExample, format_rows
 from vamo_ft.data.sources import Rows

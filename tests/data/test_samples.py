@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from tests.tiny import byte_tokenizer, sentiment_rows, write_jsonl
+from vamo_ft.config.data import DataConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.config.schema import DataConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.protocols import SampleSource
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from tests.tiny import write_jsonl
-from vamo_ft.config.schema import DataSetConfig
+from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.sources import load_rows
 

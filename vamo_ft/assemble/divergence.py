@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from vamo_ft.config.schema import DataSetConfig, RunConfig
+from vamo_ft.config.data import DataSetConfig
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.protocols import SampleSource

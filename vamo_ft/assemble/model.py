@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from vamo_ft.config.schema import ClassificationFormat, RunConfig
+from vamo_ft.config.data import ClassificationFormat
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from vamo_ft.config.data import ClassificationFormat
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.config.schema import ClassificationFormat, RunConfig
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Objective
 from vamo_ft.core.scores import exact_match, token_f1
 from vamo_ft.models.generation import greedy_decoder, text_decoder

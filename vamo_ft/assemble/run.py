@@ -19,9 +19,10 @@ from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
 from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
 from vamo_ft.config.compare import meaning_changes
+from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.method import SvrgConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.config.schema import DataSetConfig, RunConfig
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful

@@ -6,7 +6,8 @@ from rich.console import Console
 
 from vamo_ft.assemble import evaluate_model
 from vamo_ft.commands.console import logging_to
-from vamo_ft.config.schema import DataSetConfig, RunConfig
+from vamo_ft.config.data import DataSetConfig
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.training.progress import ConsoleProgress
 from vamo_ft.training.runtime import memory_errors_explained

@@ -1,4 +1,4 @@
-"""Every key of the configuration file, with its unit, default and meaning (`method` has a file of its own).
+"""Every key of the configuration file, with its unit, default and meaning (larger sections have files of their own).
 
 `RunConfig` is the root. Names follow Hugging Face where the meaning is the same. Everything is frozen, and an unknown
 key is an error. A rule that joins several keys stands in the smallest section that holds them all.
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vamo_ft.config.data import DataConfig
 from vamo_ft.config.method import (
     OPTIMIZERS,
     ForwardGradientConfig,
@@ -18,8 +19,8 @@ from vamo_ft.config.method import (
     VamoConfig,
     ZoSvrgConfig,
 )
+from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
 from vamo_ft.config.objective import GENERATED_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
-from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
 
 
@@ -90,60 +91,6 @@ class ModelConfig(Section):
                 "float16 weights are for inference: updates and probe points need the range of bfloat16 or float32"
             )
         return value
-
-
-class DataSetConfig(Section):
-    """One data set."""
-
-    path: str = Field(min_length=1, description="local .jsonl .json .csv .parquet file or folder, or a Hub data set id")
-    name: str | None = Field(None, description="configuration of a Hub data set")
-    split: str | None = Field(None, description="split of a Hub data set or folder; default train")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
-    limit: int | None = Field(None, gt=0, description="use the first rows only")
-
-
-class ClassificationFormat(Section):
-    """Label words after a prompt (causal_lm), or a classifier head (sequence_classification)."""
-
-    type: Literal["classification"] = Field(description="classification, or prompt_completion")
-    template: str = Field(description="the prompt, with columns in braces: '{sentence} It was'")
-    label: str = Field("label", description="column of the label")
-    labels: dict[str, str] = Field(
-        min_length=2,
-        description="label value -> text that follows the prompt, its leading space included; the order numbers the "
-        "classes",
-    )
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _keys_are_text(cls, value: Any) -> Any:
-        return {str(key): text for key, text in value.items()} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _label_texts_differ(self) -> "ClassificationFormat":
-        if len(set(self.labels.values())) < len(self.labels):
-            raise ValueError("labels: two labels have the same text and could not be told apart")
-        return self
-
-
-class PromptCompletionFormat(Section):
-    """A prompt and the text to learn; the end-of-text token is appended to the completion."""
-
-    type: Literal["prompt_completion"] = Field(description="prompt_completion, or classification")
-    prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
-    completion: str = Field("{completion}", description="the text to learn, with columns in braces")
-
-
-FormatConfig = Annotated[ClassificationFormat | PromptCompletionFormat, Field(discriminator="type")]
-
-
-class DataConfig(Section):
-    """The data and how rows become tokens."""
-
-    train: DataSetConfig = Field(description="training data")
-    evaluation: DataSetConfig | None = Field(None, description="held-out data; null evaluates nothing")
-    format: FormatConfig = Field(description="how a row becomes a prompt and the supervised text")
-    max_length: int = Field(512, ge=2, description="tokens per sample; longer prompts lose their beginning")
 
 
 class OptimizerConfig(Section):
@@ -231,48 +178,6 @@ class TrainingConfig(Section):
         if self.on_divergence == "stop" and self.rollbacks != type(self).model_fields["rollbacks"].default:
             raise ValueError("rollbacks: none are made; add on_divergence: rollback, or leave it out")
         return self
-
-
-class EvaluationConfig(Section):
-    """Evaluation on `data.evaluation`: before training, every period, and at the end."""
-
-    every: Period | None = Field(None, description="period in steps or epochs; null: only before and after")
-    metrics: list[Literal["loss", "accuracy", "exact_match", "f1"]] = Field(
-        ["loss"],
-        min_length=1,
-        description="loss (mean per supervised token), accuracy (classification), exact_match and f1 of generated "
-        "answers (prompt_completion)",
-    )
-    max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
-
-    @property
-    def answer_tokens(self) -> int | None:
-        """Longest answer in tokens; None where nothing is generated."""
-        return self.max_new_tokens if any(name in GENERATED_METRICS for name in self.metrics) else None
-
-    @model_validator(mode="after")
-    def _only_answers_have_a_length(self) -> "EvaluationConfig":
-        if self.answer_tokens is None and self.max_new_tokens != type(self).model_fields["max_new_tokens"].default:
-            raise ValueError("max_new_tokens: nothing is generated; add exact_match or f1 to metrics, or leave it out")
-        return self
-
-
-class CheckpointConfig(Section):
-    """Checkpoints, from which a run continues."""
-
-    every: Period | None = Field(None, description="period in steps or epochs; null: only at the end or on a signal")
-    keep: int = Field(2, gt=0, description="newest checkpoints kept")
-    on_error: Literal["stop", "continue"] = Field(
-        "stop",
-        description="when a periodic checkpoint cannot be written: stop with exit code 2, or warn and continue to the "
-        "next one. The last good checkpoint stays either way",
-    )
-
-
-class LoggingConfig(Section):
-    """What is written while training."""
-
-    every: Period = Field(Period(10, "step"), description="period of training lines in metrics.jsonl and the log")
 
 
 class RunConfig(Section):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vamo_ft.config.schema import ClassificationFormat, FormatConfig, PromptCompletionFormat
+from vamo_ft.config.data import ClassificationFormat, FormatConfig, PromptCompletionFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.sources import Row, Rows
 

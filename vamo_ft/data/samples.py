@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from vamo_ft.config.data import ClassificationFormat, DataConfig, DataSetConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.config.schema import ClassificationFormat, DataConfig, DataSetConfig
 from vamo_ft.core.errors import DataError, StopRequested
 from vamo_ft.core.types import Batch
 from vamo_ft.data.collation import (

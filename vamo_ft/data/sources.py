@@ -15,7 +15,7 @@ from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
-from vamo_ft.config.schema import DataSetConfig
+from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.errors import DataError
 
 __all__ = ["Row", "Rows", "load_rows", "row_places"]

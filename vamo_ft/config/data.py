@@ -1,0 +1,61 @@
+"""The `data` section: which rows, and how they become tokens."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vamo_ft.config.section import Section
+
+
+class DataSetConfig(Section):
+    """One data set."""
+
+    path: str = Field(min_length=1, description="local .jsonl .json .csv .parquet file or folder, or a Hub data set id")
+    name: str | None = Field(None, description="configuration of a Hub data set")
+    split: str | None = Field(None, description="split of a Hub data set or folder; default train")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    limit: int | None = Field(None, gt=0, description="use the first rows only")
+
+
+class ClassificationFormat(Section):
+    """Label words after a prompt (causal_lm), or a classifier head (sequence_classification)."""
+
+    type: Literal["classification"] = Field(description="classification, or prompt_completion")
+    template: str = Field(description="the prompt, with columns in braces: '{sentence} It was'")
+    label: str = Field("label", description="column of the label")
+    labels: dict[str, str] = Field(
+        min_length=2,
+        description="label value -> text that follows the prompt, its leading space included; the order numbers the "
+        "classes",
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _keys_are_text(cls, value: Any) -> Any:
+        return {str(key): text for key, text in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _label_texts_differ(self) -> "ClassificationFormat":
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("labels: two labels have the same text and could not be told apart")
+        return self
+
+
+class PromptCompletionFormat(Section):
+    """A prompt and the text to learn; the end-of-text token is appended to the completion."""
+
+    type: Literal["prompt_completion"] = Field(description="prompt_completion, or classification")
+    prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
+    completion: str = Field("{completion}", description="the text to learn, with columns in braces")
+
+
+FormatConfig = Annotated[ClassificationFormat | PromptCompletionFormat, Field(discriminator="type")]
+
+
+class DataConfig(Section):
+    """The data and how rows become tokens."""
+
+    train: DataSetConfig = Field(description="training data")
+    evaluation: DataSetConfig | None = Field(None, description="held-out data; null evaluates nothing")
+    format: FormatConfig = Field(description="how a row becomes a prompt and the supervised text")
+    max_length: int = Field(512, ge=2, description="tokens per sample; longer prompts lose their beginning")
