@@ -300,7 +300,7 @@ def _tell_what_is_lost(source: TrainingSamples) -> None:
     if source.data.num_truncated:
         _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, source.num_samples)
     if source.data.num_skipped:
-        _log.info("%d rows of the training data are left out: nothing in them is learnt", source.data.num_skipped)
+        _log.info("rows of the training data left out, since nothing in them is learnt: %d", source.data.num_skipped)
 
 
 def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
