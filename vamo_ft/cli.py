@@ -249,6 +249,23 @@ def _export(
     export(settings, source=source, out=out, base=from_seedlog, steps=steps, merge=merge)
 
 
+@app.command("report")
+def _report_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; default RUN/report.html, or report.html here for several runs."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the pictures as PNG files to this folder too.")
+    ] = None,
+) -> None:
+    """Write one page with pictures, results and differences of one or several runs."""
+    from vamo_ft.commands.report import report
+
+    report(runs, out=out, png=png)
+
+
 @app.command("methods")
 def _methods() -> None:
     """List the methods, what each costs per step and what it holds in memory."""

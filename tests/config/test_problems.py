@@ -182,6 +182,24 @@ CASES: list[tuple[str, str, list[str]]] = [
         ["16: logging.every: must be a whole number above 0 and a unit, such as '200 steps', not 10"],
     ),
     (
+        "steps: 10",
+        "steps: 10\nlogging: {trackers: [tensorbord]}",
+        [
+            "16: logging.trackers.0: must be 'tensorboard', 'wandb', 'mlflow' or 'trackio', not 'tensorbord'. Did you "
+            "mean 'tensorboard'?"
+        ],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\nlogging: {trackers: [wandb, wandb]}",
+        ["16: logging.trackers: names a tracker twice"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\nlogging: {trackers: [tensorboard], project: x}",
+        ["16: logging.project: only wandb, mlflow and trackio have one; add one to trackers, or leave it out"],
+    ),
+    (
         "name: demo",
         "name: ../demo",
         ["2: run.name: must be letters, digits, '.', '_' and '-', a letter or digit first, not '../demo'"],

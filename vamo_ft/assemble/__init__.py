@@ -5,6 +5,7 @@ from vamo_ft.assemble.recovery import train_run
 from vamo_ft.assemble.run import Run, build_run, evaluate_model
 from vamo_ft.assemble.subject import Subject, build_subject
 from vamo_ft.assemble.surroundings import RunSurroundings, Surroundings
+from vamo_ft.assemble.trackers import build_trackers
 
 __all__ = [
     "Run",
@@ -13,6 +14,7 @@ __all__ = [
     "Surroundings",
     "build_run",
     "build_subject",
+    "build_trackers",
     "copy_model",
     "evaluate_model",
     "merge_model",

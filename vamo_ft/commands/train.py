@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vamo_ft.assemble import Run, RunSurroundings, train_run
+from vamo_ft.assemble import Run, RunSurroundings, build_trackers, train_run
 from vamo_ft.commands.console import logging_to
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
@@ -26,6 +26,7 @@ from vamo_ft.training.rundir import RunDirectory, environment, write_json, write
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
+from vamo_ft.training.trackers import Trackers
 
 __all__ = ["train"]
 
@@ -52,11 +53,18 @@ def train(
     if fresh:
         config = _with_new_name(config)
     directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
+    trackers = build_trackers(config, directory.root, mask=masked)
     taken_over = directory.lock()
     signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
     try:
         _train_or_resume(
-            config, directory, resume=resume, taken_over=taken_over, signals=signals, allow_changes=allow_changes
+            config,
+            directory,
+            trackers,
+            resume=resume,
+            taken_over=taken_over,
+            signals=signals,
+            allow_changes=allow_changes,
         )
     finally:
         directory.unlock()
@@ -65,6 +73,7 @@ def train(
 def _train_or_resume(
     config: RunConfig,
     directory: RunDirectory,
+    trackers: Trackers,
     *,
     resume: str,
     taken_over: str | None,
@@ -76,13 +85,24 @@ def _train_or_resume(
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
         console = Console(stderr=True)
-        with logging_to(console, file=directory.log), signals, _status_of(directory, signals):
-            if taken_over is not None:
-                _log.warning("%s: taken over from %s", directory.root, taken_over)
-            for warning in config_warnings(config):
-                _log.warning("%s", warning)
-            checkpoint = _starting_point(directory, resume)
-            _train(config, directory, checkpoint, console=console, signals=signals, allow_changes=allow_changes)
+        with logging_to(console, file=directory.log), signals, trackers:
+            with _status_of(directory, signals):
+                if taken_over is not None:
+                    _log.warning("%s: taken over from %s", directory.root, taken_over)
+                for warning in config_warnings(config):
+                    _log.warning("%s", warning)
+                checkpoint = _starting_point(directory, resume)
+                _train(
+                    config,
+                    directory,
+                    checkpoint,
+                    trackers,
+                    console=console,
+                    signals=signals,
+                    allow_changes=allow_changes,
+                )
+            if config.logging.report:
+                _write_report(directory)
 
 
 @contextmanager
@@ -104,12 +124,13 @@ def _train(
     config: RunConfig,
     directory: RunDirectory,
     checkpoint: Checkpoint | None,
+    trackers: Trackers,
     *,
     console: Console,
     signals: StopSignals,
     allow_changes: bool,
 ) -> None:
-    with MetricsWriter(directory.metrics) as writer:
+    with MetricsWriter(directory.metrics, listeners=[trackers.write]) as writer:
         if checkpoint is None:
             writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
         surroundings = RunSurroundings(
@@ -133,11 +154,24 @@ def _train(
                 run.trainer.source.num_samples,
                 run.trainer.num_steps,
             )
+            trackers.go_on(None if start is None else run.trainer.state.step)
 
         run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce, allow_changes=allow_changes)
     with memory_errors_explained("saving the final model"):
         _save_final_model(run, config, directory)
     _print_summary(run, directory)
+
+
+def _write_report(directory: RunDirectory) -> None:
+    """Writes the page of a finished run; without it, the run is finished all the same."""
+    try:
+        from vamo_ft.commands.report import write_report  # loads what draws, which nothing before needs
+
+        write_report([directory.root], out=directory.report)
+    except Exception as error:
+        _log.warning("%s: cannot be written (%s: %s)", directory.report, type(error).__name__, error)
+    else:
+        print(f"report: {directory.report}")
 
 
 def _with_new_name(config: RunConfig) -> RunConfig:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["meaning_changes"]
+__all__ = ["leaves", "meaning_changes"]
 
 _FREE = (
     "run.name",
@@ -28,7 +28,7 @@ cut into micro-batches changes rounding and dropout masks; everything else would
 
 def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys, other than free ones, in which two resolved configurations differ, as `key: old -> new`."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -36,9 +36,10 @@ def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a resolved configuration; a list is one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vamo_ft.config.objective import GENERATED_METRICS
 from vamo_ft.config.period import Period
@@ -45,7 +45,33 @@ class CheckpointConfig(Section):
     )
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class LoggingConfig(Section):
     """What is written while training."""
 
     every: Period = Field(Period(10, "step"), description="period of training lines in metrics.jsonl and the log")
+    trackers: list[TrackerName] = Field(
+        [], description="what else gets the lines of metrics.jsonl; a tracker that fails never ends the run"
+    )
+    project: str | None = Field(
+        None,
+        min_length=1,
+        description="project (wandb, trackio) or experiment (mlflow); null: WANDB_PROJECT, TRACKIO_PROJECT or "
+        "MLFLOW_EXPERIMENT_NAME, else vamo-ft",
+    )
+    report: bool = Field(True, description="write report.html, a page with pictures, when the run is finished")
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_tracker_once(cls, value: list[TrackerName]) -> list[TrackerName]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a tracker twice")
+        return value
+
+    @model_validator(mode="after")
+    def _some_tracker_has_projects(self) -> "LoggingConfig":
+        if self.project is not None and not set(self.trackers) - {"tensorboard"}:
+            raise ValueError("project: only wandb, mlflow and trackio have one; add one to trackers, or leave it out")
+        return self
