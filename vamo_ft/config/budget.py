@@ -12,7 +12,9 @@ __all__ = ["Budget", "Currency"]
 
 Currency = Literal["evaluations", "flops", "tokens", "seconds"]
 
-_PATTERN = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([kMGTP]?)\s*(evaluation|flop|token|second)s?", re.IGNORECASE)
+_PATTERN = re.compile(
+    r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([kMGTP]?)\s*(evaluation|flop|token|second)s?", re.IGNORECASE
+)
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _CURRENCIES: dict[str, Currency] = {
     "evaluation": "evaluations",

@@ -23,8 +23,8 @@ _FREE = (
     "logging",
     "compare",
 )
-"""Length, time, memory, evaluation, record keeping and comparisons. Another length moves a linear or cosine schedule, and another
-cut into micro-batches changes rounding and dropout masks; everything else would make it another run."""
+"""Length, time, memory, evaluation, record keeping and comparisons. Another length moves a linear or cosine schedule,
+and another cut into micro-batches changes rounding and dropout masks; everything else would make it another run."""
 
 
 def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = _FREE) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from vamo_ft.config.budget import Budget
 from vamo_ft.config.section import Section
 
-__all__ = ["ComparedConfig", "CompareConfig"]
+__all__ = ["CompareConfig", "ComparedConfig"]
 
 _Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -31,8 +31,8 @@ class ComparedConfig(Section):
 
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
         [],
-        description="candidates, of which the best on the tuning seed is taken; empty: a third, one and three times the "
-        "file's own learning rate, or that of the method's starter configuration",
+        description="candidates, of which the best on the tuning seed is taken; empty: a third, one and three times "
+        "the file's own learning rate, or that of the method's starter configuration",
     )
     set: dict[str, Any] = Field(
         {},
