@@ -178,6 +178,7 @@ def _table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
         "learning rate",
         "steps",
         f"median {outcome.metric}",
+        *([] if outcome.metric == "loss" else ["median loss"]),
         "mean (95 %)",
         f"against {outcome.reference} (95 %)",
         "verdict",
@@ -202,6 +203,7 @@ def _row(method: MethodOutcome, outcome: Outcome) -> list[str]:
         f"{method.learning_rate:g}{' (edge)' if method.at_edge else ''}",
         f"{method.steps:,}",
         diverged if method.median is None else f"{method.median:.4f}",
+        *([] if outcome.metric == "loss" else ["" if method.median_loss is None else f"{method.median_loss:.4f}"]),
         diverged if method.mean is None else _interval(method.mean),
         "" if contest is None else _interval(contest.difference, sign="+"),
         verdict,
@@ -225,6 +227,10 @@ def _notes(outcome: Outcome) -> list[str]:
         "intervals and p: bootstrap over seeds and held-out samples at once, paired between methods; p adjusted for "
         "their number (Holm). A tie is a difference that may be chance, and no proof of equality.",
     ]
+    if count == 1:
+        notes.append(
+            "with one seed nothing is known of the spread between seeds: no verdict, and intervals of samples alone."
+        )
     contests = [method.contest for method in outcome.methods if method.contest is not None]
     if contests:
         values = ", ".join(
@@ -232,7 +238,8 @@ def _notes(outcome: Outcome) -> list[str]:
         )
         text = f"over the {count} seeds alone (exact permutation test, not adjusted): p {values}"
         if count < outcome.least_seeds:
-            text += f"; with so few seeds it cannot be below {2.0 ** (1 - count):.3g}, {outcome.least_seeds} seeds could reach 0.05"
+            least = f"{2.0 ** (1 - count):.3g}"
+            text += f"; with so few seeds it cannot be below {least}, {outcome.least_seeds} seeds could reach 0.05"
         notes.append(f"{text}.")
     if edges := [method.label for method in outcome.methods if method.at_edge]:
         notes.append(

@@ -64,13 +64,14 @@ class MethodOutcome:
         steps: updates of the plan.
         values: the compared metric of each seed's final model, None where the run diverged.
         median: over seeds, where a run that diverged is the worst; None where it is such a run's.
+        median_loss: likewise, of the held-out loss.
         mean: over seeds with its 95 % interval; None where a run diverged.
         diverged: runs of `values` that did.
         spent: mean over seeds, in the budget's currency.
         evaluations, flops, seconds: likewise.
         step_seconds: seconds of a step, snapshots included; None where none was made.
         peak_memory_bytes: the largest of its runs.
-        contest: against the reference; None for itself, and where a run of either diverged.
+        contest: against the reference; None for itself, with a single seed, and where a run of either diverged.
     """
 
     label: str
@@ -80,6 +81,7 @@ class MethodOutcome:
     steps: int
     values: Sequence[float | None]
     median: float | None
+    median_loss: float | None
     mean: Interval | None
     diverged: int
     spent: float
@@ -163,7 +165,8 @@ def draw_conclusions(
             tables[label] = torch.stack([each.values[metric] for each in samples]), samples[0].weights_of(metric)
     draws = {label: resampled_means(*table) for label, table in tables.items()}
     means = {label: fmean(_value(run, metric) for run in runs[label]) for label in tables}
-    rivals = [label for label in tables if label != reference and reference in tables]
+    comparable = reference in tables and len(config.compare.seeds) > 1  # one seed tells nothing of the next one
+    rivals = [label for label in tables if label != reference and comparable]
     differences = {label: draws[label] - draws[reference] for label in rivals}
     p_values = [two_sided_p(differences[label]) for label in rivals]
     contests = {}
@@ -231,6 +234,7 @@ def _method(
         steps=plan.steps,
         values=[None if run.final is None else run.final[metric] for run in runs],
         median=_median(runs, metric),
+        median_loss=_median(runs, "loss"),
         mean=mean,
         diverged=sum(run.final is None for run in runs),
         spent=fmean(run.spent for run in runs),

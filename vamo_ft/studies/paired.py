@@ -5,8 +5,6 @@ Shapes: S seeds, n samples, R resamples.
 
 import math
 from collections.abc import Sequence
-from itertools import product
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -52,14 +50,11 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     The share of all 2^S choices of signs for which `|sum_s +-d_s|` is at least what was found. It is never below
     `2^(1-S)`.
     """
-    found = abs(fmean(differences))
-    scale = max(map(abs, differences), default=0.0)
-    sums = [abs(fmean(map(math.prod, zip(differences, signs, strict=True)))) for signs in _signs(len(differences))]
-    return fmean(total >= found - 1e-12 * scale for total in sums)
-
-
-def _signs(count: int) -> product[tuple[int, ...]]:
-    return product((1, -1), repeat=count)
+    sums = torch.zeros(1, dtype=torch.float64)  # (2^s,) of the first s seeds
+    for difference in differences:
+        sums = torch.cat([sums + difference, sums - difference])
+    found = abs(sums[0])
+    return float((sums.abs() >= found - 1e-12 * max(map(abs, differences))).double().mean())
 
 
 def least_seeds(comparisons: int, *, level: float) -> int:
