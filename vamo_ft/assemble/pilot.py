@@ -1,10 +1,11 @@
 """What the steps of a configured run cost, measured on a few of them that move nothing."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from statistics import median
+from statistics import fmean, median
 
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
@@ -47,12 +48,11 @@ class _Passes:
     @classmethod
     def of(cls, costs: Sequence[StepCost], batch_size: int) -> "_Passes":
         samples = batch_size * len(costs)
-        forward = sum(cost.update.forward_samples for cost in costs)
-        tokens = sum(cost.update.forward_tokens for cost in costs)
+        works = [cost.update for cost in costs]
         return cls(
-            forward / samples,
-            sum(cost.update.backward_samples for cost in costs) / samples,
-            sum(cost.update.reused_layer_tokens for cost in costs) / max(1, tokens),
+            sum(work.forward_samples for work in works) / samples,
+            sum(work.backward_samples for work in works) / samples,
+            fmean(work.reused_layer_tokens / max(1, work.forward_tokens) for work in works),
         )
 
     def over(self, batch: Work) -> Work:
@@ -144,7 +144,7 @@ def run_pilot(
     directions, source = parts.directions, parts.source
     least = _TIMED_STEPS if timed else _STEPS
     if by_layer and isinstance(directions, BlockDirections):
-        least = max(least, directions.num_blocks)
+        least = directions.num_blocks * math.ceil(least / directions.num_blocks)
     machine = _Machine(config, parts, surroundings)
 
     def due(step: int) -> bool:

@@ -57,10 +57,10 @@ def draw_comparison(
     from matplotlib.figure import Figure
 
     colours = {bar.label: f"C{number % 10}" for number, bar in enumerate(bars)}
-    panels = len(curves) + 2
-    figure = Figure(figsize=(panels * _PANEL_INCHES[0], _PANEL_INCHES[1]), layout="constrained")
+    rows, columns = (2, 2) if len(curves) == 2 else (1, len(curves) + 2)
+    figure = Figure(figsize=(columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1]), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (quantity, of_methods) in zip(axes, curves.items(), strict=False):
         _draw_curves(axis, of_methods, colours)
         axis.set_xlabel(spent)
@@ -71,6 +71,7 @@ def draw_comparison(
     axes[-1].set_title("memory against time")
     for axis in axes:
         axis.grid(visible=True, alpha=0.25)
+        axis.ticklabel_format(axis="y", useOffset=False)
     figure.savefig(path, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": ""})
 
 

@@ -230,6 +230,8 @@ class Comparison:
         """The configuration of one run, which `vamo-ft train` takes as well."""
         config, plan = arm.config, self._file.plans[arm.label]
         every = None if tuning else Period(max(1, round(plan.steps / self._compare.points)), "step")
+        # What had been spent is read from training lines: at evaluations, and wherever the clock may stop a run.
+        logged = Period(1, "step") if self._compare.budget.currency == "seconds" else every or config.logging.every
         evaluation = {
             "every": every,
             "part": "tune" if tuning else "test",
@@ -244,7 +246,7 @@ class Comparison:
                 "schedule": config.schedule.model_copy(update={"warmup_steps": plan.warmup_steps}),
                 "training": config.training.model_copy(update={"steps": plan.steps, "epochs": None}),
                 "evaluation": config.evaluation.model_copy(update=evaluation),
-                "logging": config.logging.model_copy(update={} if every is None else {"every": every}),
+                "logging": config.logging.model_copy(update={"every": logged}),
             }
         )
 
