@@ -1,5 +1,6 @@
 """Resampling and permutation against enumeration."""
 
+import math
 from itertools import product
 from statistics import fmean
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from vamo_ft.studies.intervals import resamples
-from vamo_ft.studies.paired import holm, least_seeds, resampled_means, sign_flip_p, two_sided_p
+from vamo_ft.studies.paired import holm, least_seeds, resampled_means, sign_flip_p, t_test_p, two_sided_p
 
 VALUES = torch.tensor([[1.0, 0.0, 4.0], [2.0, 3.0, 0.5]], dtype=torch.float64)
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
@@ -63,6 +64,25 @@ def test_the_smallest_p_over_seeds() -> None:
     for comparisons in (1, 2, 4, 7):
         needed = least_seeds(comparisons, level=0.05)
         assert comparisons * sign_flip_p([1.0] * needed) <= 0.05 < comparisons * sign_flip_p([1.0] * (needed - 1))
+
+
+@pytest.mark.parametrize(
+    "differences", [(1.0, 3.0), (1.0, -0.2, 0.4), (0.1, 0.2, 0.3, -0.1), (2.0, 2.1, 1.9, 2.2, 2.0)]
+)
+def test_the_t_test_is_the_tail_of_students_density(differences: tuple[float, ...]) -> None:
+    nu = len(differences) - 1
+    mean = sum(differences) / (nu + 1)
+    t = abs(mean) / (sum((d - mean) ** 2 for d in differences) / nu / (nu + 1)) ** 0.5
+    x = torch.linspace(0, t, 200_001, dtype=torch.float64)
+    scale = math.exp(math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)) / math.sqrt(nu * math.pi)
+    within = 2 * scale * torch.trapezoid((1 + x**2 / nu) ** (-(nu + 1) / 2), x)
+    assert t_test_p(differences) == pytest.approx(1 - float(within), abs=1e-7)
+
+
+def test_the_t_test_of_equal_differences() -> None:
+    assert t_test_p([0.0, 0.0, 0.0]) == 1.0
+    assert t_test_p([0.5, 0.5]) == 0.0
+    assert t_test_p([1.0, -1.0]) == 1.0
 
 
 def test_holm_multiplies_by_what_is_left() -> None:

@@ -221,25 +221,24 @@ def _notes(outcome: Outcome) -> list[str]:
     """What has to be known to read the table."""
     count = len(outcome.seeds)
     notes = [
-        f"spent: {_SPENT[outcome.currency]}; evaluation is not charged.",
-        "learning rates were chosen on another seed and another half of the held-out data; steps are as many as the "
-        "budget allows, with the schedule scaled to them.",
-        "intervals and p: bootstrap over seeds and held-out samples at once, paired between methods; p adjusted for "
-        "their number (Holm). A tie is a difference that may be chance, and no proof of equality.",
+        f"spent: {_SPENT[outcome.currency]}; evaluation is not charged. Steps are as many as the budget allows, and "
+        "the schedule is scaled to them.",
+        "learning rates were chosen on another seed and on the other half of the held-out data.",
+        "intervals: bootstrap over seeds and held-out samples at once, paired between methods; with few seeds they are "
+        "too narrow for the spread between seeds.",
     ]
     if count == 1:
+        notes.append("with one seed nothing is known of the spread between seeds: there is no verdict.")
+    if contests := [(each.label, each.contest) for each in outcome.methods if each.contest is not None]:
         notes.append(
-            "with one seed nothing is known of the spread between seeds: no verdict, and intervals of samples alone."
+            "verdict: p is the larger of that bootstrap's and of a paired t-test over seeds, adjusted for the number "
+            "of methods (Holm). A tie is a difference that may be chance, and no proof of equality."
         )
-    contests = [method.contest for method in outcome.methods if method.contest is not None]
-    if contests:
-        values = ", ".join(
-            f"{method.label} {method.contest.seeds_p:.3g}" for method in outcome.methods if method.contest
-        )
-        text = f"over the {count} seeds alone (exact permutation test, not adjusted): p {values}"
+        values = ", ".join(f"{label} {contest.signs_p:.3g}" for label, contest in contests)
+        text = f"exact permutation test over the {count} seeds alone, not adjusted: p {values}"
         if count < outcome.least_seeds:
             least = f"{2.0 ** (1 - count):.3g}"
-            text += f"; with so few seeds it cannot be below {least}, {outcome.least_seeds} seeds could reach 0.05"
+            text += f"; it cannot be below {least} with so few, and needs {outcome.least_seeds} seeds to reach 0.05"
         notes.append(f"{text}.")
     if edges := [method.label for method in outcome.methods if method.at_edge]:
         notes.append(

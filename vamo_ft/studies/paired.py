@@ -5,13 +5,14 @@ Shapes: S seeds, n samples, R resamples.
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
 from vamo_ft.studies.intervals import resamples
 
-__all__ = ["holm", "least_seeds", "resampled_means", "sign_flip_p", "two_sided_p"]
+__all__ = ["holm", "least_seeds", "resampled_means", "sign_flip_p", "t_test_p", "two_sided_p"]
 
 _SAMPLES, _SEEDS = 0, 1  # seeds of the two draws
 
@@ -55,6 +56,27 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         sums = torch.cat([sums + difference, sums - difference])
     found = abs(sums[0])
     return float((sums.abs() >= found - 1e-12 * max(map(abs, differences))).double().mean())
+
+
+def t_test_p(differences: Sequence[float]) -> float:
+    """The paired t-test over seeds (Student 1908), two-sided; two seeds or more.
+
+    `t = mean / (s / sqrt(S))` with `nu = S - 1` degrees of freedom; its distribution by the finite sums of Abramowitz
+    and Stegun (1964), 26.7.3 and 26.7.4, in `theta = atan(t / sqrt(nu))`.
+    """
+    count, deviation = len(differences), stdev(differences)
+    if deviation == 0:
+        return 0.0 if any(differences) else 1.0
+    freedom = count - 1
+    theta = math.atan(abs(fmean(differences)) / deviation * math.sqrt(count / freedom))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = freedom % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for power in range(1 + odd, freedom, 2):  # the k-th term has cos^(2 k) or, with odd nu, cos^(2 k + 1)
+        total += term
+        term *= cosine**2 * power / (power + 1)
+    within = 2 / math.pi * (theta + sine * total) if odd else sine * total
+    return min(1.0, max(0.0, 1 - within))
 
 
 def least_seeds(comparisons: int, *, level: float) -> int:
