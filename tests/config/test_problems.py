@@ -253,7 +253,7 @@ def test_all_problems_at_once_in_the_order_of_lines() -> None:
         "config.yaml:15: training.step: unknown key. Did you mean 'steps'?",
         "--set logging.every: must be a whole number above 0 and a unit, such as '200 steps', not 'x'",
         "--set nothing: unknown key. The keys here are run, model, data, method, objective, optimizer, schedule, "
-        "training, evaluation, checkpoint, logging",
+        "training, evaluation, checkpoint, logging, compare",
     ]
 
 

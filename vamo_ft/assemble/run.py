@@ -27,6 +27,7 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
+from vamo_ft.core.types import Batch, EvaluationTerms
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
@@ -113,6 +114,8 @@ def build_parts(
         offline=config.run.offline,
         stop_requested=stop_requested,
     )
+    if held_out is not None and config.evaluation.part is not None:
+        held_out = held_out.half(config.evaluation.part)
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
     _tell_what_is_lost(source)
@@ -257,11 +260,21 @@ def build_run(
 
 
 def evaluate_model(
-    config: RunConfig, data_set: DataSetConfig, *, weights: Path, progress: Progress
+    config: RunConfig,
+    data_set: DataSetConfig,
+    *,
+    weights: Path,
+    progress: Progress,
+    stop_requested: Callable[[], bool] = lambda: False,
+    observe: Callable[[Batch, EvaluationTerms], None] = lambda batch, terms: None,
 ) -> EvaluationResult:
-    """Loss and scores on `data_set` of the model saved in `weights`.
+    """Loss and scores on `data_set` of the model saved in `weights`; of the configured half, where it is the run's own.
+
+    Args:
+        observe: is shown every batch with its samples' losses and scores.
 
     Raises:
+        StopRequested: between two batches.
         DataError: model or data are not what the configuration says.
         UsageError: the model has no positions for the longest sample.
     """
@@ -276,6 +289,8 @@ def evaluate_model(
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
     )
+    if data_set == config.data.evaluation and config.evaluation.part is not None:
+        held_out = held_out.half(config.evaluation.part)
     _check_positions(loaded, held_out)
     _check_vocabulary(config, loaded, held_out)
     return evaluate(
@@ -284,7 +299,8 @@ def evaluate_model(
         runtime,
         token_budget=config.training.forward_batch_tokens,
         progress=progress,
-        stop_requested=lambda: False,
+        stop_requested=stop_requested,
+        observe=observe,
     )
 
 

@@ -5,7 +5,6 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +12,11 @@ from vamo_ft.config.method import METHOD_NAMES
 from vamo_ft.config.presets import preset_values
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.section import Section
+from vamo_ft.config.starters import STARTERS
 from vamo_ft.config.yaml_text import write_yaml_value
 from vamo_ft.core.errors import UsageError
 
 __all__ = ["init", "starter_config"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What differs between methods; learning rates are for what is trained, a LoRA adapter or the weights."""
-
-    optimizer: str
-    learning_rate: float
-    steps: int
-    method: Mapping[str, Any]
-    adapter: bool = True
-    schedule: Mapping[str, Any] = field(default_factory=lambda: {"name": "linear", "warmup_steps": 50})
-
-
-_ZEROTH_ORDER = _Choice("sgd", 5e-5, 5000, {"probes": 1, "eps": 1e-2}, schedule={"name": "constant"})
-
-_CHOICES: Mapping[str, _Choice] = {
-    "first_order": _Choice("adamw", 1e-3, 1000, {}),
-    "sgd": _Choice("sgd", 1e-1, 1000, {}),
-    "adamw": _Choice("adamw", 1e-3, 1000, {}),
-    "adagrad": _Choice("adagrad", 1e-2, 1000, {}),
-    "vamo_literal": _Choice("sgd", 1e-1, 1000, {"probes": 1, "radius": 1.5, "snapshot": {"every": "1 epoch"}}),
-    "addax": _Choice("sgd", 1e-2, 1000, {"boundary": 32, "weight": 1e-3, "probes": 1, "eps": 1e-2}),
-    "forward_gradient": replace(_ZEROTH_ORDER, method={"probes": 1}),
-    "spsa": _ZEROTH_ORDER,
-    "mezo": _ZEROTH_ORDER,
-    "mezo_bcd": _ZEROTH_ORDER,
-    "lozo": _ZEROTH_ORDER,
-    "subzero": _ZEROTH_ORDER,
-    "sparse_mezo": replace(_ZEROTH_ORDER, learning_rate=1e-6, method={"probes": 1, "eps": 1e-3}, adapter=False),
-    "zo_adam": replace(_ZEROTH_ORDER, optimizer="adamw", learning_rate=1e-4),
-    "zo_sign": replace(_ZEROTH_ORDER, optimizer="sign_sgd", learning_rate=1e-5),
-    "zo_momentum": replace(_ZEROTH_ORDER, learning_rate=5e-6),
-    "zo_svrg": replace(  # the steps of a period share the snapshot's directions: together as long as one of mezo
-        _ZEROTH_ORDER,
-        learning_rate=5e-6,
-        method={"probes": 1, "eps": 1e-2, "snapshot": {"every": "8 steps", "set": {"subset": 1024}}},
-    ),
-    "mezo_svrg": replace(  # the full step is as long as one of mezo
-        _ZEROTH_ORDER,
-        learning_rate=5e-6,
-        method={
-            "probes": 1,
-            "eps": 1e-2,
-            "snapshot": {"every": "2 steps", "set": {"subset": 512}},
-            "full_step_scale": 10.0,
-        },
-    ),
-    "svrg": _Choice(
-        "adamw",
-        1e-3,
-        1000,
-        {"alpha": 1.0, "alpha_decay": "linear", "snapshot": {"every": "1 epoch", "set": "all"}},
-    ),
-    "vamo": _Choice("adamw", 1e-3, 1000, {"probes": 4, "eps": "auto", "snapshot": {"every": "1 epoch", "set": "all"}}),
-}
 
 
 def init(*, method: str, out: Path) -> None:
@@ -99,7 +43,7 @@ def starter_config(method: str) -> str:
     """The file's text; every comment is the schema's own description of the key."""
     values = _values(method)
     lines = [
-        f"# Trains {'a LoRA adapter' if _CHOICES[method].adapter else 'the weights'} to tell two classes apart. "
+        f"# Trains {'a LoRA adapter' if STARTERS[method].adapter else 'the weights'} to tell two classes apart. "
         "'vamo-ft validate' lists every key with its default.",
         '# A row of the data: {"sentence": "a joy from start to end", "label": 1}',
         *_lines(_resolved(values), values, indent=""),
@@ -108,7 +52,7 @@ def starter_config(method: str) -> str:
 
 
 def _values(method: str) -> dict[str, Any]:
-    choice = _CHOICES[method]
+    choice = STARTERS[method]
     adapter = {"adapter": {"type": "lora", "r": 8, "alpha": 16.0, "target_modules": "all-linear"}}
     return {
         "run": {"name": f"{method.replace('_', '-')}{'-lora' if choice.adapter else ''}", "seed": 42},

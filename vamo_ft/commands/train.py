@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from os.path import exists
 from pathlib import Path
 
@@ -26,9 +27,10 @@ from vamo_ft.training.rundir import RunDirectory, environment, write_json, write
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
+from vamo_ft.training.state import RunState
 from vamo_ft.training.trackers import Trackers
 
-__all__ = ["train"]
+__all__ = ["train", "train_quietly"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -92,7 +94,7 @@ def _train_or_resume(
                 for warning in config_warnings(config):
                     _log.warning("%s", warning)
                 checkpoint = _starting_point(directory, resume)
-                _train(
+                run = _train(
                     config,
                     directory,
                     checkpoint,
@@ -101,8 +103,55 @@ def _train_or_resume(
                     signals=signals,
                     allow_changes=allow_changes,
                 )
+                _print_summary(run, directory)
             if config.logging.report:
                 _write_report(directory)
+
+
+def train_quietly(config: RunConfig, *, console: Console, signals: StopSignals, seconds: float | None) -> bool:
+    """Trains one run of several, or goes on with it; shows progress and warnings alone.
+
+    Args:
+        signals: entered by the caller.
+        seconds: of training after which the run stops as on a signal; None: no limit.
+
+    Returns:
+        Whether it came to its end, now or before; False where `seconds` stopped it.
+
+    Raises:
+        StopRequested: a signal came.
+        VamoFtError: as `train`.
+    """
+    directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
+    trackers = build_trackers(config, directory.root, mask=masked)
+    clock = _TrainingClock(seconds)
+    directory.lock()
+    try:
+        with _write_errors_explained(directory):
+            if _is_finished(directory, config):
+                return True
+            quiet = logging_to(console, file=directory.log, quiet=True)
+            with quiet, trackers, _status_of(directory, signals):
+                checkpoint = _starting_point(directory, "auto")
+                _train(config, directory, checkpoint, trackers, console=console, signals=signals, clock=clock)
+    except StopRequested:
+        if signals.cause is not None:
+            raise
+        return False
+    finally:
+        directory.unlock()
+    return True
+
+
+@dataclass(slots=True)
+class _TrainingClock:
+    """Whether a run has trained for long enough, by its own count of seconds."""
+
+    limit: float | None = None
+    state: RunState | None = None
+
+    def is_over(self) -> bool:
+        return self.limit is not None and self.state is not None and self.state.seconds >= self.limit
 
 
 @contextmanager
@@ -128,8 +177,11 @@ def _train(
     *,
     console: Console,
     signals: StopSignals,
-    allow_changes: bool,
-) -> None:
+    allow_changes: bool = False,
+    clock: _TrainingClock | None = None,
+) -> Run:
+    """Trains from `checkpoint`, or from the start, and saves the final model."""
+    clock = _TrainingClock() if clock is None else clock
     with MetricsWriter(directory.metrics, listeners=[trackers.write]) as writer:
         if checkpoint is None:
             writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
@@ -138,10 +190,11 @@ def _train(
             seed_log=directory.seed_log,
             writer=writer,
             progress=ConsoleProgress(console),
-            stop_requested=signals.requested,
+            stop_requested=lambda: signals.requested() or clock.is_over(),
         )
 
         def announce(run: Run, start: Checkpoint | None) -> None:
+            clock.state = run.trainer.state
             write_text(directory.config, dump_config(config))
             write_json(directory.environment, environment(run.device_name))
             if start is not None:
@@ -159,7 +212,7 @@ def _train(
         run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce, allow_changes=allow_changes)
     with memory_errors_explained("saving the final model"):
         _save_final_model(run, config, directory)
-    _print_summary(run, directory)
+    return run
 
 
 def _write_report(directory: RunDirectory) -> None:

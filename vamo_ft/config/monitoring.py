@@ -19,6 +19,11 @@ class EvaluationConfig(Section):
         description="loss (mean per supervised token), accuracy (classification), exact_match and f1 of generated "
         "answers (prompt_completion, and the last turn of a chat)",
     )
+    part: Literal["tune", "test"] | None = Field(
+        None,
+        description="one half of data.evaluation, drawn without regard to the seed: tune, to choose settings by, or "
+        "test, to report; null: all of it",
+    )
     max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
 
     @property

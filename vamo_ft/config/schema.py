@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vamo_ft.config.comparison import CompareConfig
 from vamo_ft.config.data import DataConfig
 from vamo_ft.config.method import (
     OPTIMIZERS,
@@ -200,6 +201,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    compare: CompareConfig | None = Field(None, description="methods that 'vamo-ft compare' compares")
 
     @model_validator(mode="after")
     def _method_and_optimizer_agree(self) -> "RunConfig":
@@ -256,6 +258,16 @@ class RunConfig(Section):
         for name in self.evaluation.metrics:
             if name in GENERATED_METRICS and self.data.format.type not in ANSWERED_FORMATS:
                 raise ValueError(f"evaluation.metrics: {name} needs data.format.type: {' or '.join(ANSWERED_FORMATS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _compared_metric_is_evaluated(self) -> "RunConfig":
+        if self.compare is None:
+            return self
+        if self.data.evaluation is None:
+            raise ValueError("data.evaluation: a comparison needs held-out data")
+        if self.compare.metric not in (None, *self.evaluation.metrics):
+            raise ValueError(f"compare.metric: {self.compare.metric} is not one of evaluation.metrics")
         return self
 
     @model_validator(mode="after")
