@@ -214,6 +214,7 @@ def build_run(
                 },
                 keep=config.checkpoint.keep,
                 model_bytes=model_bytes,
+                check_held=surroundings.check_held,
             )
 
     checkpoint_due = due(config.checkpoint.every, source)
@@ -232,6 +233,7 @@ def build_run(
         due=checkpoint_due,
         num_steps=num_steps,
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
+        evaluated=lambda: None if evaluator is None else evaluator.evaluated,
         at_start=config.training.on_divergence == "rollback",
         tolerant=config.checkpoint.on_error == "continue",
     )

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,11 +21,15 @@ class MetricsWriter:
     Every line is standard JSON, which has no word for NaN and infinity: numbers that are not finite become null. A
     line reaches the operating system when it is written, and the disk at `flush`. Where it cannot be written, on a full
     disk, it waits in memory for the next one, with a warning; the file never ends within a line.
+
+    Args:
+        check_held: asked before every write; raises where the file is another process's by now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check_held: Callable[[], None] = lambda: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._check_held = check_held
         self._file = path.open("ab", buffering=0)
         self._waiting: list[bytes] = []
         self._failed = False
@@ -59,6 +63,7 @@ class MetricsWriter:
 
     def _write_waiting(self) -> None:
         while self._waiting:
+            self._check_held()
             length = self.length
             try:
                 rest = self._waiting[0]
@@ -80,11 +85,13 @@ class MetricsWriter:
         """Goes back to `length` bytes, as a resume does, so that no step is in the file twice.
 
         What is cut off is appended to `metrics.discarded.jsonl` beside it first. A file that is shorter than `length`
-        is left as it is, with a warning.
+        is left as it is, up to its last whole line, with a warning.
         """
         surplus = self.length - length
         if surplus < 0:
             _log.warning("%s: %d bytes shorter than the checkpoint says; lines were lost", self._path, -surplus)
+            with self._path.open("rb") as source:
+                self._file.truncate(source.read().rfind(b"\n") + 1)
         if surplus <= 0:
             return
         discarded = self._path.with_name(f"{self._path.stem}.discarded{self._path.suffix}")
