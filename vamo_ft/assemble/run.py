@@ -31,6 +31,7 @@ from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evalua
 from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
+from vamo_ft.objectives.stoppable import StoppableObjective
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
@@ -148,7 +149,8 @@ def build_run(
     )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
-    estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
+    stoppable = StoppableObjective(objective, surroundings.stop_requested)
+    estimator = build_estimator(config, stoppable, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = run_length(config, source)
     if checkpoint is not None:
