@@ -147,7 +147,9 @@ def _global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks of errors; may stand after the command, too.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print tracebacks of errors; may stand after the command, too.")
+    ] = False,
 ) -> None:
     context.obj.debug = debug
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOBase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -18,7 +18,7 @@ __all__ = ["logging_to", "patient_console"]
 class _Patient(TextIOBase):
     """Passes text on as long as somebody reads it."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -41,7 +41,7 @@ class _Patient(TextIOBase):
         return self._stream.encoding
 
 
-def patient_console(stream: IO[str]) -> Console:
+def patient_console(stream: TextIO) -> Console:
     """A console on `stream` for what must go on when its reader is gone, such as `head` or a lost terminal."""
     return Console(file=cast(IO[str], _Patient(stream)))
 

@@ -24,7 +24,8 @@ class Trainer:
 
     Callbacks act at step boundaries (before the first step, between steps and after the last) and after each update.
     A stop is honoured at a boundary, within a snapshot, a step and an evaluation; all leave a state that a checkpoint
-    can hold, in which a step that was not finished has not begun. Steps that the state names as skipped do what is due before them, and make no update.
+    can hold, in which a step that was not finished has not begun. Steps that the state names as skipped do what is due
+    before them, and make no update.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Trainer:
                 samples = tuple(index for batch in micro_batches for index in batch.indices)
                 raise DivergenceError(str(error), step=state.step, samples=samples) from None
             except StopRequested:
-                raise StopRequested(f"stopped within step {state.step + 1}, which will be made again") from None
+                raise StopRequested(f"stopped within step {state.step + 1}") from None
         finally:
             state.seconds += time.perf_counter() - began
         state.step += 1
