@@ -14,7 +14,7 @@ from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.restore import remove_seed_log, restore
+from vamo_ft.assemble.restore import remove_seed_log, restore, restored_run_state
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
 from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
@@ -158,7 +158,7 @@ def build_run(
         check_length(checkpoint, num_steps, courses=_courses(config))
         discard_later(checkpoint)
 
-    state = RunState.from_state_dict(checkpoint.load("run")) if checkpoint else RunState()
+    state = restored_run_state(checkpoint) if checkpoint else RunState()
     micro_batch = micro_batch_size(
         config, objective, parameters, directions, runtime, source, chosen=state.micro_batch_size
     )
@@ -229,12 +229,13 @@ def build_run(
         due=checkpoint_due,
         step=state.step,
         num_steps=num_steps,
+        num_samples=source.num_samples,
     )
     checkpointer = Checkpointer(
         save,
         due=checkpoint_due,
         num_steps=num_steps,
-        saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
+        saved=restored_run_state(checkpoint) if checkpoint else None,
         evaluated=lambda: None if evaluator is None else evaluator.evaluated,
         at_start=config.training.on_divergence == "rollback",
         tolerant=config.checkpoint.on_error == "continue",

@@ -1,6 +1,6 @@
 """The samples of a run: what training draws from, and what evaluation goes through."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -10,7 +10,7 @@ import torch
 
 from vamo_ft.config.data import ClassificationFormat, DataConfig, DataSetConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.core.errors import DataError, StopRequested
+from vamo_ft.core.errors import DataError
 from vamo_ft.core.types import Batch
 from vamo_ft.data.collation import (
     collate_for_classifier,
@@ -18,9 +18,10 @@ from vamo_ft.data.collation import (
     collate_for_language_model,
     collate_options,
 )
-from vamo_ft.data.formatting import TextExample, format_rows
+from vamo_ft.data.formatting import format_rows
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.sources import load_rows
+from vamo_ft.data.stopping import until_stopped
 from vamo_ft.data.tokenization import (
     Example,
     TokenizedData,
@@ -249,8 +250,8 @@ def _tokenize(
     offline: bool,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
-    rows = load_rows(data_set, offline=offline)
-    examples = _until_stopped(format_rows(rows, config.format), stop_requested)
+    rows = load_rows(data_set, offline=offline, stop_requested=stop_requested)
+    examples = until_stopped(format_rows(rows, config.format), stop_requested)
     if task == "sequence_classification":
         return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
     options = None
@@ -259,13 +260,6 @@ def _tokenize(
     return tokenize_for_language_model(
         examples, tokenizer, max_length=config.max_length, options=options, place=rows.place
     )
-
-
-def _until_stopped(examples: Iterable[TextExample], stop_requested: Callable[[], bool]) -> Iterator[TextExample]:
-    for example in examples:
-        if stop_requested():
-            raise StopRequested("nothing to save yet: stopped in the preparation of the data")
-        yield example
 
 
 def _loss_layout(tokenizer: "PreTrainedTokenizerBase", *, task: Task, position_ids: bool) -> Layout:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from vamo_ft.core.errors import DataError
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Example", "TokenizedData", "tokenize_for_classifier", "tokenize_for_language_model", "tokenize_options"]
 
-_CHUNK = 1000
-"""Rows that are given to the tokenizer at once."""
+_CHUNK, _CHUNK_CHARACTERS = 1000, 1_000_000
+"""Rows that are given to the tokenizer at once, unless they are long: a stop has to wait for it."""
 
 Ids = tuple[int, ...]
 
@@ -203,8 +202,15 @@ def tokenize_for_classifier(
 
 
 def _chunks(examples: Iterable[TextExample]) -> Iterator[list[TextExample]]:
-    remaining = iter(examples)
-    while chunk := list(islice(remaining, _CHUNK)):
+    chunk: list[TextExample] = []
+    characters = 0
+    for example in examples:
+        chunk.append(example)
+        characters += len(example.prompt) + len(example.completion)
+        if len(chunk) == _CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 
