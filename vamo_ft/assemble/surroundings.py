@@ -40,7 +40,7 @@ class RunSurroundings(Surroundings):
     checkpoints: Path
     seed_log: Path
     writer: MetricsWriter
-    check_held: Callable[[], None]
+    check_held: Callable[[], None] = lambda: None
 
 
 def due(every: Period | None, source: SampleSource) -> Callable[[int], bool]:
