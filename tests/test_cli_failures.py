@@ -90,6 +90,19 @@ def test_debug_shows_the_traceback_and_its_cause(fail: Callable[..., int], capsy
     assert "_Unspeakable" in capsys.readouterr().err
 
 
+def test_debug_may_stand_behind_the_command(
+    fail: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where whoever is told to run again with it writes it."""
+    assert fail(KeyError("x")) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    for arguments in (["validate", "--debug", "config.yaml"], ["validate", "config.yaml", "--debug"]):
+        assert run(arguments) == 1
+        assert "Traceback (most recent call last):" in capsys.readouterr().err
+    assert run(["validate", "--", "--debug"]) == 1  # the name of a file
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_message_that_the_terminal_cannot_show(fail: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     screen = BytesIO()
     monkeypatch.setattr(sys, "stderr", TextIOWrapper(screen, encoding="ascii", errors="strict"))

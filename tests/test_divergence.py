@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny import write_jsonl
-from tests.workspace import LORA, VAMO, Workspace, merged
+from tests.workspace import LORA, MEZO, VAMO, Workspace, equal_weights, merged
 from vamo_ft.assemble import model as assembly_model
 from vamo_ft.assemble import run as assembly
+from vamo_ft.cli import run
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.types import Batch, LossTerms
 from vamo_ft.data.order import SampleOrder
@@ -243,7 +244,7 @@ def test_a_run_that_is_killed_after_a_rollback_knows_of_it(
     spoil(monkeypatch, is_step(4))
     assert workspace.train("--set", "run.name=whole") == 0
     with monkeypatch.context() as patch:
-        stop_before_step(patch, 3, by=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stop_before_step(patch, 4, by=lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert workspace.train("--set", "checkpoint.every=null") == 75  # after step 3, where no checkpoint is due
     with monkeypatch.context() as patch:
         stop_before_step(patch, 3, by=lambda: 1 // 0)  # the first step after the rollback
@@ -283,6 +284,38 @@ def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_start(
     assert [(line["step"], line["event"]) for line in lines if "event" in line] == [(0, "rollback")]
     assert [line["step"] for line in lines if "eval.loss" in line] == [0, 4, 8]
     assert [line["learning_rate"] for line in lines if "loss" in line] == [0.005] * 3  # step 2 has no line
+
+
+@pytest.mark.parametrize("left_out", [4, 7])
+def test_a_seed_log_tells_of_a_rollback(left_out: int, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that was left out is no gap in it, and the halved learning rate is that of the replay."""
+    workspace.configure(merged({**MEZO, "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1}}, ROLLBACK))
+    spoil(monkeypatch, is_step(left_out))
+    assert workspace.train() == 0
+    assert [line["diverged_step"] for line in workspace.metrics() if "event" in line] == [left_out + 1]
+    for steps in ((), ("--steps", "8")):
+        out = "-".join(("out", *steps))
+        assert run(["export", "runs/tiny", out, "--from-seedlog", "model", *steps]) == 0
+        assert equal_weights(workspace.root / out, workspace.directory() / "model")
+    assert run(["export", "runs/tiny", "six", "--from-seedlog", "model", "--steps", "6"]) == 0
+    assert equal_weights(workspace.root / "six", workspace.directory() / "checkpoints" / "step-00000006" / "model")
+
+
+def test_the_last_line_counts_what_a_last_step_that_is_left_out_leaves(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.configure(merged(METHODS["momentum"], {**ROLLBACK, "logging": {"every": "3 steps"}}))
+    spoil(monkeypatch, is_step(7))
+    assert workspace.train("--set", "run.name=whole") == 0
+    with monkeypatch.context() as patch:
+        stop_before_step(patch, 9, by=lambda: os.kill(os.getpid(), signal.SIGTERM))  # the first after the rollback
+        assert workspace.train() == 75
+    assert workspace.train() == 0
+    assert workspace.metrics() == workspace.metrics("whole")
+    lines = [line for line in workspace.metrics() if "loss" in line]
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert (lines[-1]["samples"], "learning_rate" in lines[-1]) == (7 * 6, False)
+    assert isinstance(lines[-1]["loss"], float)
 
 
 def test_rollbacks_are_counted_and_run_out(

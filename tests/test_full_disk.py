@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.full_disk import fill, largest_file, pretend_free, small_disk
-from tests.workspace import ADAMW, VAMO, Workspace
+from tests.workspace import ADAMW, LORA, VAMO, Workspace, merged
+from vamo_ft.assemble import space
 from vamo_ft.training.trainer import Trainer
 
 CONFIG = {**VAMO, **ADAMW, "logging": {"every": "1 steps"}}
@@ -121,6 +122,45 @@ def test_space_is_asked_for_before_the_first_step(
     pretend_free(monkeypatch, 0)
     assert workspace.train("--set", "training.steps=10", "--set", "checkpoint.on_error=continue") == 0
     assert "the run continues" in capsys.readouterr().err
+
+
+SNAPSHOTS: dict[str, dict[str, Any]] = {
+    "vamo": {"method": {"probes": 40}},
+    "vamo_recompute": {"method": {"source": "recompute"}},
+    "vamo_informed": {
+        "method": {
+            "probes": 3,
+            "eps": None,
+            "alpha": 1.0,
+            "directions": {"structure": "gradient_subspace", "warmup_steps": 4},
+        },
+        "model": {"adapter": LORA},
+    },
+    "svrg": {"method": {"name": "svrg", "probes": None, "eps": None}},
+    "vamo_literal": {"method": {"name": "vamo_literal", "probes": 1, "eps": None, "radius": 0.01, "alpha": 0.01}},
+    "zo_svrg": {"method": {"name": "zo_svrg", "eps": 1e-3}, "optimizer": {"learning_rate": 1e-6}},
+}
+
+
+@pytest.mark.parametrize("name", SNAPSHOTS)
+def test_the_space_of_snapshots_to_come_is_known_before_they_are_taken(
+    name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked for is what the largest checkpoint takes, and no more than a little beyond."""
+    asked: list[int] = []
+
+    def check(root: Path, *, state_bytes: int, **others: Any) -> None:
+        asked.append(state_bytes)
+
+    monkeypatch.setattr(space, "check_run_space", check)
+    config = merged(merged(VAMO, SNAPSHOTS[name]), {"data": {"evaluation": None}, "evaluation": {"metrics": ["loss"]}})
+    config["method"] = {key: value for key, value in config["method"].items() if value is not None}
+    workspace.configure(merged(config, {"evaluation": {"every": None}, "optimizer": {"name": "sgd"}}))
+    assert workspace.train("--set", "checkpoint.keep=9", "--set", "checkpoint.every=1 steps") == 0
+    folders = (workspace.directory() / "checkpoints").iterdir()
+    largest = max(sum(file.stat().st_size for file in folder.glob("state/*.safetensors")) for folder in folders)
+    headers = 10_000
+    assert largest - headers < asked[0] < 1.2 * largest
 
 
 def test_a_limit_on_the_size_of_files_is_one_line(workspace: Workspace, capfd: pytest.CaptureFixture[str]) -> None:

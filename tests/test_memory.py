@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from transformers import LlamaForCausalLM
 
 from tests.toys import SilentProgress
-from tests.workspace import LORA, VAMO, Workspace
+from tests.workspace import LORA, VAMO, Workspace, merged
 from vamo_ft.assemble import run as assembly
 from vamo_ft.assemble.micro_batch import largest_that_fits
 from vamo_ft.core.errors import DeviceMemoryError
 from vamo_ft.core.types import Batch, LossTerms
+from vamo_ft.data.order import SampleOrder
 from vamo_ft.estimators.svrg import Svrg
 from vamo_ft.models import loading
 from vamo_ft.objectives.classification import VerbaliserClassification
@@ -38,7 +41,7 @@ PHASES: dict[str, tuple[dict[str, Any], Any, str, list[str]]] = {
         VerbaliserClassification,
         "terms",
         [
-            "in a step (its largest micro-batch: 4 samples, the longest row of ",
+            "in a step (its largest micro-batch: 4 samples, the longest row of {step} tokens)",
             "training.micro_batch_size (or write auto)",
         ],
     ),
@@ -47,7 +50,10 @@ PHASES: dict[str, tuple[dict[str, Any], Any, str, list[str]]] = {
         VAMO,
         VerbaliserClassification,
         "terms",
-        ["in a snapshot (a batch of 20 samples, the longest row of ", "lower training.forward_batch_tokens"],
+        [
+            "in a snapshot (a batch of 20 samples, the longest row of {all} tokens)",
+            "lower training.forward_batch_tokens",
+        ],
     ),
     "snapshot_begin": (
         {"method": {"name": "svrg"}},
@@ -59,10 +65,41 @@ PHASES: dict[str, tuple[dict[str, Any], Any, str, list[str]]] = {
         {},
         VerbaliserClassification,
         "evaluate",
-        ["in an evaluation (a batch of 9 samples, the longest row of ", "lower training.forward_batch_tokens"],
+        [
+            "in an evaluation (a batch of 9 samples, the longest row of {option} tokens)",
+            "lower training.forward_batch_tokens",
+        ],
+    ),
+    "generation": (
+        {
+            "data": {"format": {"type": "prompt_completion", "prompt": "{sentence}", "completion": "x"}},
+            "evaluation": {"every": None, "metrics": ["exact_match"], "max_new_tokens": 7},
+        },
+        LlamaForCausalLM,
+        "generate",
+        [
+            "in the generation of answers (a batch of 9 prompts of up to {prompt} tokens)",
+            "lower max_new_tokens, training.forward_batch_tokens or data.max_length",
+        ],
     ),
     "saving": ({"data": {"evaluation": None}}, assembly, "save_model", ["in saving a checkpoint of step 3"]),
 }
+
+
+def token_counts(workspace: Workspace) -> dict[str, int]:
+    """Tokens, which are bytes here, of the longest inputs: the last one of a row is only predicted."""
+    rows, held_out = (
+        [json.loads(line) for line in (workspace.root / name).read_text().splitlines()]
+        for name in ("train.jsonl", "eval.jsonl")
+    )
+    lengths = [len(f"{row['sentence']} It was") + len((" bad", " fine")[row["label"]]) - 1 for row in rows]
+    step = SampleOrder(20, batch_size=6, seed=3).step_indices(0)[:4]
+    return {
+        "all": max(lengths),
+        "step": max(lengths[index] for index in step),
+        "option": max(len(f"{row['sentence']} It was fine") - 1 for row in held_out),
+        "prompt": max(len(row["sentence"]) for row in held_out),
+    }
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -70,7 +107,11 @@ def test_the_phase_its_size_and_the_remedy_are_named(
     phase: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, owner, name, said = PHASES[phase]
-    workspace.configure({**config, "evaluation": {"every": None, "metrics": ["loss"]}})
+    workspace.configure(merged({"evaluation": {"every": None, "metrics": ["loss"]}}, config))
+    if phase == "generation":
+        text = yaml.safe_load((workspace.root / "config.yaml").read_text())
+        text["data"]["format"] = config["data"]["format"]
+        (workspace.root / "config.yaml").write_text(yaml.safe_dump(text))
     if phase in ("step", "snapshot"):
         monkeypatch.setattr(assembly, "_build_ledger", lambda *_: None)  # it evaluates too, before the first step
     if phase == "step":
@@ -78,8 +119,9 @@ def test_the_phase_its_size_and_the_remedy_are_named(
     monkeypatch.setattr(owner, name, exhaust)
     assert workspace.train() == 4
     error = capsys.readouterr().err
+    sizes = token_counts(workspace)
     for text in said:
-        assert text in error
+        assert text.format(**sizes) in error
     assert "Traceback" not in error
     status = json.loads((workspace.directory() / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("out_of_memory", 4)

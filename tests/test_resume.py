@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from tests.tiny import (
     tiny_bert_classifier,
     write_jsonl,
 )
-from tests.workspace import ADAMW, LORA, VAMO, Workspace
+from tests.workspace import ADAMW, LORA, VAMO, Workspace, merged
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.svrg import Svrg
 from vamo_ft.estimators.table import DerivativeTable
 from vamo_ft.objectives.classification import VerbaliserClassification
+from vamo_ft.training.checkpoint import _digest
+from vamo_ft.training.rundir import RunDirectory
 from vamo_ft.training.trainer import Trainer
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -250,6 +254,64 @@ def test_a_shorter_length_than_the_checkpoint_is_refused(
     assert "past the 4 steps" in capsys.readouterr().err
     assert workspace.train("--set", "training.steps=9") == 0
     assert "was planned for 8 steps" in capsys.readouterr().err
+
+
+def test_a_finished_run_without_its_model_writes_it_again(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.configure({"training": {"steps": 2}})
+    assert workspace.train() == 0
+    weights, lines = workspace.weights(), workspace.metrics()
+    shutil.rmtree(workspace.directory() / "model")
+    assert workspace.train() == 0
+    assert "this run is finished" not in capsys.readouterr().out
+    assert (workspace.weights(), workspace.metrics()) == (weights, lines)
+
+
+def test_a_run_is_finished_when_its_model_is_on_the_disk(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file of it and its name are synced before status.json says so: after a loss of power it is whole."""
+    synced, fsync, status = set[Path](), os.fsync, RunDirectory.write_status
+
+    def noted(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").resolve())
+        fsync(descriptor)
+
+    def checked(self: RunDirectory, state: str, **facts: Any) -> None:
+        if state == "finished":
+            aside = self.root.resolve() / ".model.tmp"
+            names = {path.name for path in self.model.iterdir()}
+            assert {path.name for path in synced if path.parent == aside} == names != set()
+            assert {aside, self.root.resolve()} <= synced
+        status(self, state, **facts)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(RunDirectory, "write_status", checked)
+    workspace.configure({"training": {"steps": 2}})
+    assert workspace.train() == 0
+
+
+@pytest.mark.parametrize("owner", ["run", "update_rule", "estimator", "metrics"])
+def test_a_state_of_another_version_is_one_line(
+    owner: str, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files are whole, and say something else than this version expects."""
+    workspace.configure(merged(VAMO, {"method": {"alpha": "adaptive"}, "optimizer": {"name": "adamw"}}))
+    assert workspace.train() == 0
+    checkpoint = workspace.directory() / "checkpoints" / "step-00000008"
+    path = checkpoint / "state" / f"{owner}.json"
+    path.write_text(json.dumps({"unknown": {"deeper": 1}}))
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    manifest.pop("sha256")
+    entry = {"size": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
+    manifest["files"][f"state/{owner}.json"] = entry
+    (checkpoint / "MANIFEST.json").write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
+    capsys.readouterr()
+    assert workspace.train("--set", "training.steps=9") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        "error: runs/tiny/checkpoints/step-00000008: its state is not one that this version reads ("
+    )
+    assert "it was written by vamo-ft 0.1.0: go on with that, or start anew with --fresh" in error
 
 
 def test_a_fresh_run_keeps_its_name(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

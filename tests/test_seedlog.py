@@ -44,6 +44,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+SEAL = 41  # bytes
+
+
 def export(*arguments: str) -> int:
     return run(["export", *arguments])
 
@@ -116,11 +119,11 @@ def test_a_wrong_base_of_an_adapter_is_refused(workspace: Workspace, capsys: pyt
 def test_a_damaged_log_says_what_is_left(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     log = trained.directory() / "seedlog.bin"
     whole = log.read_bytes()
-    for damaged in (whole[:-120], whole[:-120] + b"\x55" + whole[-119:], whole[:-51]):
+    for damaged in (whole[:-58], whole[:-58] + b"\x55" + whole[-57:], whole[:-SEAL]):
         log.write_bytes(damaged)
         assert export("runs/tiny", "out", "--from-seedlog", "model") == 2
         error = capsys.readouterr().err
-        intact = 8 if damaged == whole[:-51] else 5
+        intact = 8 if damaged == whole[:-SEAL] else 5
         assert f"{intact} steps are intact" in error
         assert f"--steps {intact}" in error
         assert export("runs/tiny", "out", "--from-seedlog", "model", "--steps", "9") == 2
@@ -173,7 +176,7 @@ def test_a_killed_run_goes_on_with_its_log(trained: Workspace) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
     log, whole = trained.directory("killed") / "seedlog.bin", trained.seed_log()
     assert whole is not None
-    assert log.read_bytes() == whole[: -27 - 51]  # seven steps, one more than the checkpoint
+    assert log.read_bytes() == whole[: -7 - SEAL]  # seven steps, one more than the checkpoint
     log.write_bytes(log.read_bytes() + b"\x00\x07\x00")  # part of a record
     assert trained.train() == 0
     assert log.read_bytes() == whole

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.workspace import VAMO, Workspace
-from vamo_ft.data import samples
+from tests.workspace import LORA, MEZO, VAMO, Workspace, merged
+from vamo_ft.assemble import run as assembly
+from vamo_ft.core.types import Batch, LossTerms
+from vamo_ft.data import samples, sources
+from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.training import signals
 from vamo_ft.training.checkpoint import newest_checkpoint
 from vamo_ft.training.trainer import Trainer
@@ -95,6 +98,96 @@ def test_a_time_limit_stops_like_a_signal(
         assert checkpoints(workspace)[-1] == f"step-{until:08d}"
     assert workspace.train("--set", "training.max_seconds=1000") == 0
     assert workspace.weights() == workspace.weights("whole")
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "momentum_dropout": {
+        "method": {"name": "sgd"},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.9},
+        "model": {"adapter": {**LORA, "dropout": 0.2}},
+    },
+    "vamo_recompute": {"method": {**VAMO["method"], "source": "recompute"}},
+    "mezo": {**MEZO, "method": {"name": "mezo", "probes": 2}},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_stop_within_a_step_makes_it_again(
+    name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step of many passes is not waited for: nothing more is computed after the signal."""
+    workspace.configure(merged(merged(STEPS[name], FAST), {"training": {"micro_batch_size": 2, "steps": 6}}))
+    assert workspace.train("--set", "run.name=whole") == 0
+    terms, made = VerbaliserClassification.terms, [0]
+    step, steps = Trainer._step, [0]
+
+    def counted(self: VerbaliserClassification, batch: Batch) -> LossTerms:
+        made[0] += steps[0] == 4
+        if made[0] == 2:  # of the fourth step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return terms(self, batch)
+
+    def numbered(self: Trainer) -> Any:
+        steps[0] += 1
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VerbaliserClassification, "terms", counted)
+        patch.setattr(Trainer, "_step", numbered)
+        assert workspace.train() == 75
+    assert made[0] == 2
+    assert "stopped within step 4 by SIGTERM; to go on" in capsys.readouterr().err
+    assert checkpoints(workspace) == ["step-00000003"]
+    assert workspace.train() == 0
+    assert workspace.weights() == workspace.weights("whole")
+    assert workspace.metrics() == workspace.metrics("whole")
+
+
+def test_an_evaluation_that_takes_all_the_time_is_not_made_again_for_ever(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is stopped within it; for the next it just fits into the time limit, and the third goes on."""
+    workspace.configure({"training": {"steps": 3}, "evaluation": {"every": "1 steps"}, "checkpoint": {"every": None}})
+    assert workspace.train("--set", "run.name=whole") == 0
+    evaluate, begun, ended = assembly.evaluate, 0, 0
+
+    def slow(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal begun, ended
+        begun += 1
+        if begun % 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        result = evaluate(*arguments, **keywords)
+        ended += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "evaluate", slow)
+        codes = [workspace.train() for _ in range(8)]
+    assert codes == [75] * 7 + [0]
+    assert (begun, ended) == (8, 4), "at steps 0, 1, 2 and 3, each of them twice"
+    assert workspace.weights() == workspace.weights("whole")
+    assert workspace.metrics() == workspace.metrics("whole")
+
+
+def test_a_stop_while_a_file_is_read(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = 0
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return checked(*arguments, **keywords)
+
+    checked = sources._checked_row
+    monkeypatch.setattr(sources, "_checked_row", counted)
+    workspace.configure()
+    assert workspace.train() == 75
+    assert seen == 5
+    assert "nothing to save yet: stopped in the preparation of the data by SIGTERM" in capsys.readouterr().err
 
 
 def test_a_stop_while_data_is_prepared_has_nothing_to_save(

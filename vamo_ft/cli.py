@@ -45,11 +45,12 @@ def main() -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows what it can
     code = run(sys.argv[1:], ends_process=True)
-    try:
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.flush()
-    except OSError:  # whoever read the output, such as `head`, is gone; the interpreter would complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if isinstance(stream, TextIOWrapper):
+                stream.flush()
+        except OSError:  # whoever read the output, such as `head`, is gone; the interpreter would complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     """
     options = _Options(ends_process=ends_process)
     try:
-        code = app(arguments, prog_name="vamo-ft", standalone_mode=False, obj=options)
+        code = app(_with_debug_first(arguments), prog_name="vamo-ft", standalone_mode=False, obj=options)
     except Exception as error:
         return _report(error, debug=options.debug)
     except KeyboardInterrupt:
@@ -78,6 +79,15 @@ def run(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     if code == _INTERRUPTED:
         _say("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _with_debug_first(arguments: Sequence[str]) -> list[str]:
+    """`--debug` belongs before the command; whoever is told to run again with it adds it at the end."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--debug" not in arguments[:end]:
+        return list(arguments)
+    others = [argument for argument in arguments[:end] if argument != "--debug"]
+    return ["--debug", *others, *arguments[end:]]
 
 
 def _report(error: Exception, *, debug: bool) -> int:
@@ -137,7 +147,9 @@ def _global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks of errors.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print tracebacks of errors; may stand after the command, too.")
+    ] = False,
 ) -> None:
     context.obj.debug = debug
 

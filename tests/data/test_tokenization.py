@@ -1,5 +1,6 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -7,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
 from vamo_ft.core.errors import DataError
+from vamo_ft.data import tokenization
 from vamo_ft.data.examples import TokenizedData
 from vamo_ft.data.formatting import TextExample
 from vamo_ft.data.tokenization import (
@@ -155,6 +157,28 @@ def test_more_rows_than_one_chunk_keep_their_numbers() -> None:
     assert pairs(data)[2345] == (ids("p2345"), (*ids("c2345"), EOS))
     with pytest.raises(DataError, match="row 1501:"):
         tokenize(*[("a", "b")] * 1500, ("a", "b" * 100))
+
+
+def test_long_rows_are_tokenized_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a stop waits for a million characters, and not for a thousand rows."""
+    taken: list[int] = []
+
+    def texts() -> Iterator[TextExample]:
+        for number in range(7):
+            taken.append(number)
+            yield TextExample("a" * 30, "b" * 10, None)
+
+    encoded: list[int] = []
+
+    def encode(texts: list[str], *arguments: Any, **keywords: Any) -> list[list[int]]:
+        encoded.append(len(taken))
+        return [[1] for _ in texts]
+
+    monkeypatch.setattr(tokenization, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(tokenization, "_encode", encode)
+    data = tokenize_for_classifier(texts(), byte_tokenizer(), max_length=99, place="x")
+    assert len(data) == 7
+    assert sorted(set(encoded)) == [0, 3, 6, 7]
 
 
 def test_the_fingerprint_changes_with_any_token_boundary_or_label() -> None:

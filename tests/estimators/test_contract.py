@@ -7,24 +7,27 @@ from tests.estimators.relatives import build_svrg, build_zo_svrg
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, build_literal, build_vamo, gradient, normal
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
 from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sparse import SparseDirections
-from vamo_ft.core.types import Estimate, LossTerms
+from vamo_ft.core.types import Estimate, LossTerms, Work
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.forward_gradient import ForwardGradient
 from vamo_ft.estimators.mixed import Addax
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
+from vamo_ft.objectives.stoppable import StoppableObjective
 
 SPSA = ("spsa_central", "spsa_forward", "spsa_block", "spsa_low_rank", "spsa_subspace", "spsa_sparse")
 FORWARD = ("forward_gradient", "forward_block", "forward_low_rank", "forward_subspace", "forward_sparse")
 ZEROTH_ORDER = (*SPSA, "zosvrg_full_steps", "zosvrg", *FORWARD)
 MIXED = ("addax", "addax_block")
-VAMO = ("vamo_table", "vamo_recompute", "vamo_auto_eps", "vamo_informed", "vamo_literal")
+INFORMED = ("vamo_informed", "vamo_informed_recompute")
+VAMO = ("vamo_table", "vamo_recompute", "vamo_auto_eps", *INFORMED, "vamo_literal")
 ESTIMATORS = ("first_order", "svrg", *VAMO, *MIXED, *ZEROTH_ORDER)
 WIDTH, SAMPLES = 40, 48
 
@@ -40,11 +43,12 @@ def build(name: str, objective: NetworkObjective) -> GradientEstimator:
             return Spsa(probe, runtime, num_probes=3, eps=1e-3, difference=difference, seed=7)
         case ["vamo", "auto_eps"]:
             return build_vamo(objective, eps=None)
-        case ["vamo", "informed"]:
+        case ["vamo", "informed" | "informed_recompute" as form]:
             directions = GradientSubspace(parameters, size=2, warmup=3)
             for step in range(4):
                 directions.observe([normal(*tensor.shape, seed=step) for tensor in parameters.tensors])
-            return build_vamo(objective, directions=directions, eps=1e-2, alpha=None)
+            source = "recompute" if form.endswith("recompute") else "table"
+            return build_vamo(objective, directions=directions, eps=1e-2, alpha=None, source=source)
         case ["addax", *form]:
             directions = build_directions(form[0] if form else "full", parameters)
             probe = LossProbe(objective, parameters, directions, runtime)
@@ -179,6 +183,47 @@ def test_a_restored_estimator_goes_on_as_the_first_one(name):
     second.load_state_dict(first.state_dict())
     expected = result(objective, run(first, source, step=1)).clone()
     assert torch.equal(result(objective, run(second, source, step=1)), expected)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_stop_before_any_pass_leaves_a_state_from_which_the_same_follows(name):
+    objective, source = problem(torch.float32)
+    calls = reached = until = 0
+    spent = Work()
+    found: dict[int, tuple[torch.Tensor, float]] = {}
+
+    def stop() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == until
+
+    def steps(estimator: GradientEstimator) -> None:
+        nonlocal reached, spent
+        while reached < 2:
+            spent += estimator.prepare(source, reached)
+            indices = source.step_indices(reached)
+            estimate = estimator.estimate([source.batch(indices[:9]), source.batch(indices[9:])], reached)
+            spent += estimate.work
+            found[reached] = result(objective, estimate).clone(), float(estimate.loss)
+            reached += 1
+
+    uninterrupted = build(name, StoppableObjective(objective, stop))
+    steps(uninterrupted)
+    expected, whole, total = dict(found), spent, calls
+    for until in {*range(1, min(3, total)), *range(3, total, 1 + total // 5), total}:
+        calls, reached, spent = 0, 0, Work()
+        found.clear()
+        stopped = build(name, StoppableObjective(objective, stop))
+        with pytest.raises(StopRequested):
+            steps(stopped)
+        resumed = build(name, objective)
+        resumed.load_state_dict(stopped.state_dict())
+        steps(resumed)
+        assert spent == whole, until
+        assert str(resumed.state_dict()) == str(uninterrupted.state_dict()), until
+        for step, (estimate, loss) in expected.items():
+            assert torch.equal(found[step][0], estimate), (until, step)
+            assert found[step][1] == loss, (until, step)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -131,6 +131,82 @@ def test_a_file_system_without_locks_has_the_lease(tmp_path: Path, monkeypatch: 
     first.unlock()
 
 
+def test_a_directory_that_was_taken_over_is_left_alone(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.lock()
+    directory.check_held()
+    directory.write_status("running")
+    plant(tmp_path, ELSEWHERE)  # the same file: written over, and not taken
+    directory.check_held()
+    other = tmp_path / "other"
+    other.write_text("x")
+    other.replace(tmp_path / ".lease.json")
+    with pytest.raises(DataError, match="taken over by another one; nothing more is written"):
+        directory.check_held()
+    status = (tmp_path / "status.json").read_bytes()
+    directory.write_status("failed")
+    assert (tmp_path / "status.json").read_bytes() == status
+    (tmp_path / ".lease.json").unlink()  # and has ended since
+    with pytest.raises(DataError, match="taken over"):
+        directory.check_held()
+    directory.unlock()
+
+
+FROZEN = """
+import os, signal, sys
+from vamo_ft.training import {module} as module
+original = module.{name}
+def frozen(*arguments, **keywords):
+    if {when}:
+        print("frozen", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return original(*arguments, **keywords)
+module.{name} = frozen
+from vamo_ft.cli import main
+main()
+"""
+PLACES = {
+    "between_steps": ("trainer", "_checked_loss", "keywords['step'] == 4"),
+    "within_a_save": ("checkpoint", "_write_manifest", "keywords['step'] == 6"),
+    "before_a_line": ("sinks", "finite", "isinstance(arguments[0], dict) and arguments[0].get('step') == 4"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_process_that_was_frozen_leaves_the_run_to_who_took_it_over(place: str, workspace: Workspace) -> None:
+    """As if its machine was suspended: the other one goes on from the last checkpoint, and ends before it wakes."""
+    module, name, when = PLACES[place]
+    workspace.configure({"checkpoint": {"every": "3 steps"}})
+    program = FROZEN.format(module=module, name=name, when=when)
+    root = str(Path(rundir.__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "train", "config.yaml"],
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "frozen\n"
+        directory = workspace.directory()
+        (directory / ".lock").unlink()  # locks do not reach the other machine
+        plant(directory, ELSEWHERE, age=lease.STALE_SECONDS + 5)
+        assert workspace.train() == 0
+
+        def content() -> dict[str, bytes]:
+            files = [path for path in directory.rglob("*") if path.is_file() and path.name != "log.txt"]
+            return {str(path): path.read_bytes() for path in files if ".tmp-" not in str(path)}
+
+        before = content()
+        process.send_signal(signal.SIGCONT)
+        error = process.stderr.read()
+    assert process.returncode == 2, error
+    assert "was taken over by another one; nothing more is written" in error
+    assert content() == before
+    assert not [path for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert json.loads((directory / "status.json").read_text())["state"] == "finished"
+
+
 def test_a_run_logs_whom_it_takes_over_from(workspace: Workspace) -> None:
     workspace.configure({"training": {"steps": 2}})
     workspace.directory().mkdir(parents=True)

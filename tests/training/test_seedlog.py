@@ -18,23 +18,24 @@ from vamo_ft.training.state import RunState, StepRecord
 
 SEED = 2**63 - 5
 DIGEST = "ab" * 32
-SIZES = (19 + 17, 19 + 34, 19 + 16, 19 + 8, 19 + 32)
+RATES = (1e-3, 1e-3 / 3, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9)
+SIZES = (3 + 6 + 8 + 4 + 9, 3 + 6 + 8 + 8 + 18, 3 + 8 + 8, 3 + 6 + 4, 9 + 32)
 """Bytes of the records of `UPDATES`, and of the seal."""
 
 
 def update(step: int, *coefficients: float, keys: Sequence[tuple[int, int]] | None = None) -> ProjectedUpdate:
     named = [(step, probe) for probe in range(len(coefficients))] if keys is None else keys
     gradient = ProjectedGradient(
-        torch.tensor(coefficients, dtype=torch.float64),
+        torch.tensor(coefficients, dtype=torch.float32).double(),
         tuple(HashKey(SEED, Domain.DIRECTION, origin, probe) for origin, probe in named),
     )
-    return ProjectedUpdate(step, 1e-3 / (step + 1), gradient)
+    return ProjectedUpdate(step, RATES[step], gradient)
 
 
 UPDATES = [
     update(0, 0.1, keys=[(0, 1)]),
     update(1, -1 / 3, float("inf"), keys=[(1, 0), (0, 1)]),
-    update(2, 5e-324, -0.0),
+    update(2, 2**-149, -0.0),
     update(3, 7.0),
 ]
 
@@ -75,6 +76,10 @@ def whole(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def own_gradient(step: int) -> ProjectedGradient:
+    return ProjectedGradient(torch.tensor([step + 0.5]).double(), (HashKey(SEED, Domain.DIRECTION, step, 0),))
+
+
 def same(found: Sequence[ProjectedUpdate], expected: Sequence[ProjectedUpdate]) -> bool:
     def bits(each: ProjectedUpdate) -> tuple[object, ...]:
         return (
@@ -88,17 +93,69 @@ def same(found: Sequence[ProjectedUpdate], expected: Sequence[ProjectedUpdate]) 
 
 
 def test_bytes_are_those_of_the_description(path: Path, whole: bytes) -> None:
-    def checked(data: bytes) -> bytes:
-        return data + struct.pack("<I", zlib.crc32(data))
-
     header = json.dumps({"base": "x", "seed": SEED}).encode()
-    expected = checked(b"vamo-ft seed log 1\n" + struct.pack("<I", len(header)) + header)
-    expected += checked(struct.pack("<BIdHdBII", 1, 0, 1e-3, 1, 0.1, 1, 0, 1))
-    expected += checked(struct.pack("<BIdHddBIIBII", 1, 1, 1e-3 / 2, 2, -1 / 3, float("inf"), 1, 1, 0, 1, 0, 1))
-    expected += checked(struct.pack("<BIdHdd", 0, 2, 1e-3 / 3, 2, 5e-324, -0.0))
-    expected += checked(struct.pack("<BIdHd", 0, 3, 1e-3 / 4, 1, 7.0))
-    expected += checked(struct.pack("<BIdH", 2, 4, 0.0, 0) + bytes.fromhex(DIGEST))
-    assert whole == expected
+    content = b"vamo-ft seed log 2\n" + struct.pack("<I", len(header)) + header
+    content += struct.pack("<I", zlib.crc32(content))
+    for record in (
+        struct.pack("<BIHdfBII", 1 + 2 + 4, 0, 1, RATES[0], 0.1, 1, 0, 1),
+        struct.pack("<BIHdffBIIBII", 1 + 2 + 4, 1, 2, RATES[1], -1 / 3, float("inf"), 1, 1, 0, 1, 0, 1),
+        struct.pack("<Bdff", 2, RATES[2], 2**-149, -0.0),
+        struct.pack("<BIHf", 1, 3, 1, 7.0),
+    ):
+        content += record
+        content += struct.pack("<H", zlib.crc32(content) & 0xFFFF)
+    content += struct.pack("<BI", 8, 4) + bytes.fromhex(DIGEST)
+    content += struct.pack("<I", zlib.crc32(content))
+    assert whole == content
+
+
+def test_a_plain_run_takes_seven_bytes_a_step(path: Path) -> None:
+    state, sizes = RunState(), []
+    logger = SeedLogger(
+        path,
+        seed=SEED,
+        applied=lambda: ProjectedUpdate(state.step - 1, 1e-9, own_gradient(state.step - 1)),
+        digest=lambda: DIGEST,
+        due=lambda step: step % 10 == 0,
+        num_steps=2001,
+    )
+    logger.begin({})
+    for _ in range(2000):
+        state.step += 1
+        logger.after_step(state, StepRecord(0.0, 0.0, {}, {}))
+        sizes.append(path.stat().st_size)
+    assert sizes[1999] - sizes[999] == 7000
+    assert len(read_seed_log(path).updates) == 2000
+
+
+@pytest.mark.parametrize("saved_after", [2, 3, 4])
+def test_steps_that_made_no_update_are_no_damage(path: Path, saved_after: int) -> None:
+    """As after a rollback; also when the run goes on in between."""
+    made = [UPDATES[0], update(1, 1.0), update(4, 2.0), update(6, 3.0)]
+    current: list[ProjectedUpdate] = []
+
+    def follow(logger: SeedLogger, steps: range) -> None:
+        for each in made:
+            if each.step + 1 in steps:
+                current.append(each)
+                logger.after_step(RunState(step=each.step + 1), StepRecord(0.0, 0.0, {}, {}))
+
+    first, second = (
+        SeedLogger(
+            path, seed=SEED, applied=lambda: current[-1], digest=lambda: DIGEST, due=lambda step: True, num_steps=8
+        )
+        for _ in range(2)
+    )
+    first.begin({})
+    follow(first, range(1, saved_after + 1))
+    second.load_state_dict(first.state_dict())
+    follow(second, range(saved_after + 1, 9))
+    log = read_seed_log(path)
+    assert (log.num_steps, log.final_digest) == (7, None)
+    second.at_boundary(RunState(step=8))
+    log = read_seed_log(path)
+    assert same(log.updates, made)
+    assert (log.num_steps, log.final_digest) == (8, DIGEST), "the last step made none"
 
 
 def test_reading_gives_every_bit_back(path: Path, whole: bytes) -> None:

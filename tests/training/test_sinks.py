@@ -60,3 +60,16 @@ def test_file_shorter_than_recorded_is_left_with_a_warning(tmp_path: Path, caplo
         assert writer.length == 12
     assert "88 bytes shorter" in caplog.text
     assert not (tmp_path / "metrics.discarded.jsonl").exists()
+
+
+def test_a_file_that_lost_its_end_goes_on_after_its_last_whole_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for content, kept in ((b'{"step": 1}\n{"st', [1, 3]), (b'{"st', [3]), (b'{"step": 1}\n', [1, 3])):
+        path.write_bytes(content)
+        with caplog.at_level(logging.WARNING, "vamo_ft"), MetricsWriter(path) as writer:
+            writer.truncate_to(100)
+            writer.write({"step": 3})
+        assert "lines were lost" in caplog.text
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == kept

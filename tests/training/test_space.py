@@ -227,7 +227,7 @@ def test_a_seed_log_waits_for_room_in_whole_records(tmp_path: Path, caplog: pyte
         logger.begin({})
         for step, update in enumerate(updates, start=1):
             current.append(update)
-            with largest_file(path.stat().st_size + 40) if limit == step else nullcontext():
+            with largest_file(path.stat().st_size + 20) if limit == step else nullcontext():
                 logger.after_step(RunState(step=step), StepRecord(0.0, 0.1, {}, {}))
                 if limit == step:
                     with pytest.raises(SaveError, match="could not be written: File too large"):

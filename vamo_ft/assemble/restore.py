@@ -1,16 +1,20 @@
 """Puts a checkpoint's states back into the parts of a run, as far as they still mean the same."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
+from vamo_ft.core.errors import DataError
+from vamo_ft.core.memory import is_allocation_failure
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import StateDict, Stateful
 from vamo_ft.training.checkpoint import Checkpoint
+from vamo_ft.training.state import RunState
 
-__all__ = ["remove_seed_log", "restore"]
+__all__ = ["remove_seed_log", "restore", "restored_run_state"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -19,6 +23,30 @@ _OPTIONAL = ("evaluation", "seed_log")
 
 _UPDATE_ONLY = ("optimizer.", "schedule.", "training.max_grad_norm:")
 """Settings that change what an update does with an estimate, and not the estimate."""
+
+
+@contextmanager
+def _states_explained(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turns a state that is not what its owner expects, as another version may have written it, into one line."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_allocation_failure(error):
+            raise
+        raise DataError(
+            f"{checkpoint.path}: its state is not one that this version reads ({type(error).__name__}: {error}); it "
+            f"was written by vamo-ft {checkpoint.facts['version']}: go on with that, or start anew with --fresh"
+        ) from error
+
+
+def restored_run_state(checkpoint: Checkpoint) -> RunState:
+    """The run's counters.
+
+    Raises:
+        DataError: they are not those of this version.
+    """
+    with _states_explained(checkpoint):
+        return RunState.from_state_dict(checkpoint.load("run"))
 
 
 def restore(
@@ -34,7 +62,17 @@ def restore(
     Args:
         owners: by their name in the checkpoint.
         changes: allowed differences to the checkpoint's run, as `key: old -> new`; empty: none.
+
+    Raises:
+        DataError: a state is missing, or is not one that this version reads.
     """
+    with _states_explained(checkpoint):
+        _restore(checkpoint, owners, parameters, changes=changes)
+
+
+def _restore(
+    checkpoint: Checkpoint, owners: Mapping[str, Stateful], parameters: TrainableParameters, *, changes: Sequence[str]
+) -> None:
     for name, owner in owners.items():
         if name in _OPTIONAL and not checkpoint.holds(name):  # a part that is new to the run
             continue

@@ -14,7 +14,7 @@ from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.restore import remove_seed_log, restore
+from vamo_ft.assemble.restore import remove_seed_log, restore, restored_run_state
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
 from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
@@ -33,6 +33,7 @@ from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.models.packing import check_packing
+from vamo_ft.objectives.stoppable import StoppableObjective
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
@@ -154,7 +155,8 @@ def build_run(
     )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
-    estimator = build_estimator(config, objective, parameters, directions, runtime, source, surroundings)
+    stoppable = StoppableObjective(objective, surroundings.stop_requested)
+    estimator = build_estimator(config, stoppable, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = run_length(config, source)
     if checkpoint is not None:
@@ -162,7 +164,7 @@ def build_run(
         check_length(checkpoint, num_steps, courses=_courses(config))
         discard_later(checkpoint)
 
-    state = RunState.from_state_dict(checkpoint.load("run")) if checkpoint else RunState()
+    state = restored_run_state(checkpoint) if checkpoint else RunState()
     micro_batch = micro_batch_size(
         config, objective, parameters, directions, runtime, source, chosen=state.micro_batch_size
     )
@@ -220,6 +222,7 @@ def build_run(
                 },
                 keep=config.checkpoint.keep,
                 model_bytes=model_bytes,
+                check_held=surroundings.check_held,
             )
 
     checkpoint_due = due(config.checkpoint.every, source)
@@ -232,12 +235,14 @@ def build_run(
         due=checkpoint_due,
         step=state.step,
         num_steps=num_steps,
+        num_samples=source.num_samples,
     )
     checkpointer = Checkpointer(
         save,
         due=checkpoint_due,
         num_steps=num_steps,
-        saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
+        saved=restored_run_state(checkpoint) if checkpoint else None,
+        evaluated=lambda: None if evaluator is None else evaluator.evaluated,
         at_start=config.training.on_divergence == "rollback",
         tolerant=config.checkpoint.on_error == "continue",
     )

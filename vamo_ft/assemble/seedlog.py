@@ -75,10 +75,10 @@ def replay_seed_log(
         config: of the run.
         path: the seed log.
         base: path or Hub id of the model that the run began with.
-        steps: updates to make; None: all of a log that is complete.
+        steps: steps to make again; None: all of a log that is complete.
 
     Returns:
-        The model, and the number of updates.
+        The model, and the number of steps.
 
     Raises:
         DataError: the log is damaged before its end, or belongs to another configuration or base model.
@@ -99,11 +99,12 @@ def replay_seed_log(
     rule = build_update_rule(config, parameters, build_directions(config, parameters, loaded.model))
     if not isinstance(rule, ProjectedSgd):
         raise DataError(f"{path}: belongs to a run with plain sgd, and config.yaml beside it has another optimizer")
-    with progress.task("replay", num_steps) as task:
-        for update in log.updates[:num_steps]:
+    updates = [update for update in log.updates if update.step < num_steps]
+    with progress.task("replay", len(updates)) as task:
+        for update in updates:
             rule.replay(update)
             task.advance()
-    if num_steps == len(log.updates) and log.final_digest is not None:
+    if num_steps == log.num_steps and log.final_digest is not None:
         _compare(parameters, log, path=path)
     return loaded, num_steps
 
@@ -130,7 +131,7 @@ def _fingerprint(parameters: TrainableParameters, module: nn.Module) -> dict[str
 
 
 def _num_steps(log: SeedLog, path: Path, *, steps: int | None) -> int:
-    intact = len(log.updates)
+    intact = log.num_steps
     if steps is None and log.final_digest is None:
         raise DataError(
             f"{path}: is damaged, or its run is not finished: {intact} steps are intact, and no end follows them"

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 
+from vamo_ft.config.method import SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
 from vamo_ft.config.schema import OptimizerConfig, RunConfig
 from vamo_ft.core.errors import SaveError
+from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Stateful
 from vamo_ft.training.callbacks import warn_of_failed_save
@@ -24,11 +26,12 @@ def check_space(
     due: Callable[[int], bool],
     step: int,
     num_steps: int,
+    num_samples: int,
 ) -> None:
     """Whether the checkpoints that are to come fit; a warning where a failed save is one.
 
-    What the state takes now is counted, and the moments that the optimizer has not made yet. Snapshots that a method
-    has still to take are known at the first save that holds one.
+    What the state takes now is counted, the moments that the optimizer has not made yet, and the snapshot that the
+    method has still to take.
 
     Args:
         root: folder of the checkpoints.
@@ -36,18 +39,20 @@ def check_space(
         model_bytes: of the model in a checkpoint.
         due: whether a checkpoint is, after a step.
         step: steps done.
+        num_samples: of the training data.
 
     Raises:
         SaveError: they do not fit, and checkpoint.on_error is stop.
     """
     present = {name: tensor_bytes(owner.state_dict()) for name, owner in owners.items()}
     moments = max(present.pop("update_rule"), _num_moments(config.optimizer) * 4 * parameters.numel)
+    estimator = max(present.pop("estimator"), _snapshot_bytes(config, parameters, num_samples=num_samples))
     keep = config.checkpoint.keep
     saves = (number for number in range(step + 1, num_steps + 1) if due(number) or number == num_steps)
     try:
         check_run_space(
             root,
-            state_bytes=sum(present.values()) + moments,
+            state_bytes=sum(present.values()) + moments + estimator,
             model_bytes=model_bytes,
             num_saves=sum(1 for _ in islice(saves, keep + 1)),
             keep=keep,
@@ -61,3 +66,19 @@ def check_space(
 def _num_moments(optimizer: OptimizerConfig) -> int:
     """Of the size of the parameters, in float32."""
     return {"adamw": 2, "adagrad": 1, "sgd": int(optimizer.momentum > 0), "sign_sgd": 0}[optimizer.name]
+
+
+def _snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_samples: int) -> int:
+    """Of what the method's state holds from its first snapshot on; while a table is filled it is float64."""
+    method, copy = config.method, sum(tensor.nbytes for tensor in parameters.tensors)
+    match method:
+        case VamoConfig():
+            table = num_samples * (8 * method.probes + 5)
+            informed = method.directions.structure == "gradient_subspace"
+            basis = GradientSubspace.state_bytes(parameters.numel, method.probes) if informed else 0
+            return table + basis + copy * (method.source == "recompute")
+        case SvrgConfig() | VamoLiteralConfig():
+            return copy + 4 * parameters.numel
+        case ZoSvrgConfig():
+            return copy
+    return 0

@@ -34,11 +34,13 @@ class RunSurroundings(Surroundings):
         checkpoints: folder that checkpoints are written to.
         seed_log: file that a run along directions logs its updates to.
         writer: of metrics.jsonl.
+        check_held: raises where another process has taken the run over.
     """
 
     checkpoints: Path
     seed_log: Path
     writer: MetricsWriter
+    check_held: Callable[[], None] = lambda: None
 
 
 def due(every: Period | None, source: SampleSource) -> Callable[[int], bool]:

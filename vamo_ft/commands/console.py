@@ -3,14 +3,47 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOBase
 from pathlib import Path
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from vamo_ft.commands.secrets import SecretsFilter
 
-__all__ = ["logging_to"]
+__all__ = ["logging_to", "patient_console"]
+
+
+class _Patient(TextIOBase):
+    """Passes text on as long as somebody reads it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # UnicodeEncodeError is a ValueError, as is a stream that is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
+def patient_console(stream: TextIO) -> Console:
+    """A console on `stream` for what must go on when its reader is gone, such as `head` or a lost terminal."""
+    return Console(file=cast(IO[str], _Patient(stream)))
 
 
 class _LogFile(logging.FileHandler):

@@ -14,6 +14,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.training.checkpoint import open_checkpoint
 from vamo_ft.training.progress import ConsoleProgress
+from vamo_ft.training.rundir import sync_folder
 from vamo_ft.training.runtime import memory_errors_explained
 
 __all__ = ["export"]
@@ -59,6 +60,7 @@ def _in_place_of(out: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
+        sync_folder(aside)
         aside.rename(out)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{out}: could not be written: {error}; make room, or choose another folder") from error

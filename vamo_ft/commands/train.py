@@ -2,7 +2,9 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import exists
@@ -13,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vamo_ft.assemble import Run, RunSurroundings, build_trackers, train_run
-from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.console import logging_to, patient_console
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
@@ -23,7 +25,7 @@ from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_chec
 from vamo_ft.training.disk import full_disk_explained
 from vamo_ft.training.ledger import peak_memory_bytes
 from vamo_ft.training.progress import ConsoleProgress
-from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
+from vamo_ft.training.rundir import RunDirectory, environment, sync_directory, sync_folder, write_json, write_text
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
@@ -33,6 +35,8 @@ from vamo_ft.training.trackers import Trackers
 __all__ = ["train", "train_quietly"]
 
 _log = logging.getLogger("vamo_ft")
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def train(
@@ -86,7 +90,7 @@ def _train_or_resume(
         if resume == "auto" and _is_finished(directory, config):
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
-        console = Console(stderr=True)
+        console = patient_console(sys.stderr)
         with logging_to(console, file=directory.log), signals, trackers:
             with _status_of(directory, signals):
                 if taken_over is not None:
@@ -182,7 +186,9 @@ def _train(
 ) -> Run:
     """Trains from `checkpoint`, or from the start, and saves the final model."""
     clock = _TrainingClock() if clock is None else clock
-    with MetricsWriter(directory.metrics, listeners=[trackers.write]) as writer:
+    metrics = MetricsWriter(directory.metrics, listeners=[trackers.write], check_held=directory.check_held)
+    stop_requested = _stop_requested(directory, signals, clock)
+    with metrics as writer:
         if checkpoint is None:
             writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
         surroundings = RunSurroundings(
@@ -190,10 +196,12 @@ def _train(
             seed_log=directory.seed_log,
             writer=writer,
             progress=ConsoleProgress(console),
-            stop_requested=lambda: signals.requested() or clock.is_over(),
+            stop_requested=stop_requested,
+            check_held=directory.check_held,
         )
 
         def announce(run: Run, start: Checkpoint | None) -> None:
+            directory.check_held()
             clock.state = run.trainer.state
             write_text(directory.config, dump_config(config))
             write_json(directory.environment, environment(run.device_name))
@@ -227,6 +235,20 @@ def _write_report(directory: RunDirectory) -> None:
         print(f"report: {directory.report}")
 
 
+def _stop_requested(directory: RunDirectory, signals: StopSignals, clock: _TrainingClock) -> Callable[[], bool]:
+    """Whether a signal came or the time is over; looks once a second whether the directory is still this process's."""
+    looked = time.monotonic()
+
+    def requested() -> bool:
+        nonlocal looked
+        if time.monotonic() - looked >= _SECONDS_BETWEEN_LOOKS:
+            looked = time.monotonic()
+            directory.check_held()
+        return signals.requested() or clock.is_over()
+
+    return requested
+
+
 def _with_new_name(config: RunConfig) -> RunConfig:
     """The configuration under the first of `name`, `name-2`, `name-3` ... that has no directory yet."""
     name, number = config.run.name, 1
@@ -239,6 +261,8 @@ def _with_new_name(config: RunConfig) -> RunConfig:
 def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
     status = directory.read_status()
     if status is None or status.get("state") != "finished" or not directory.config.is_file():
+        return False
+    if not directory.model.is_dir():  # somebody removed it: it is written again from the last checkpoint
         return False
     written: str = directory.config.read_text(encoding="utf-8", errors="replace")
     return written == dump_config(config)
@@ -300,8 +324,11 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> N
         facts |= {name: f"{value:.4f}" for name, value in run.evaluator.history[-1].items() if name != "step"}
     try:
         run.save_model(aside, title=config.run.name, facts=facts)
+        sync_folder(aside)  # before status.json says that the run is finished
+        directory.check_held()
         shutil.rmtree(directory.model, ignore_errors=True)
         aside.rename(directory.model)
+        sync_directory(directory.root)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -309,7 +336,7 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> N
 def _print_summary(run: Run, directory: RunDirectory) -> None:
     """Before and after, the best step, the cost, and the next command."""
     state = run.trainer.state
-    console = Console()
+    console = patient_console(sys.stdout)
     if run.evaluator is not None:
         history = run.evaluator.history
         table = Table("evaluation", "before", "after", "best", "at step", title=escape(str(directory.root)))

@@ -62,7 +62,7 @@ def tokenize_conversations(
     if not tokenizer.is_fast:
         raise DataError("the tokenizer cannot tell where its tokens lie in a text, which data.format.type: chat needs")
     writer = TokenWriter()
-    for chunk in in_chunks(conversations):
+    for chunk in in_chunks(conversations, size=_num_characters):
         for ids, spans in _encoded(chunk, tokenizer):
             kept = [(start, min(end, max_length)) for start, end in spans if start < max_length]
             if not kept:
@@ -75,6 +75,10 @@ def tokenize_conversations(
             "or see whether data.format.messages is the right column"
         )
     return writer.finish()
+
+
+def _num_characters(conversation: Conversation) -> int:
+    return sum(len(str(message.get("content", ""))) for message in conversation.messages)
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:

@@ -1,6 +1,6 @@
 """The samples of a run: what training draws from, and what evaluation goes through."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -10,7 +10,7 @@ import torch
 
 from vamo_ft.config.data import ChatFormat, ClassificationFormat, DataConfig, DataSetConfig, TextFormat
 from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.core.errors import DataError, StopRequested
+from vamo_ft.core.errors import DataError
 from vamo_ft.core.types import Batch
 from vamo_ft.data.chat import tokenize_conversations
 from vamo_ft.data.collation import (
@@ -27,6 +27,7 @@ from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.packing import pack
 from vamo_ft.data.parts import Part, part_indices
 from vamo_ft.data.sources import load_rows
+from vamo_ft.data.stopping import until_stopped
 from vamo_ft.data.text import tokenize_documents
 from vamo_ft.data.tokenization import (
     tokenize_for_classifier,
@@ -267,16 +268,16 @@ def _tokenize(
     offline: bool,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
-    rows = load_rows(data_set, offline=offline)
+    rows = load_rows(data_set, offline=offline, stop_requested=stop_requested)
     if isinstance(config.format, ChatFormat):
-        conversations = _until_stopped(read_conversations(rows, config.format), stop_requested)
+        conversations = until_stopped(read_conversations(rows, config.format), stop_requested)
         return tokenize_conversations(conversations, tokenizer, max_length=config.max_length, place=rows.place)
     if isinstance(config.format, TextFormat):
-        documents = _until_stopped(read_documents(rows, config.format), stop_requested)
+        documents = until_stopped(read_documents(rows, config.format), stop_requested)
         return tokenize_documents(
             documents, tokenizer, max_length=config.max_length, split=config.packing, place=rows.place
         )
-    examples = _until_stopped(format_rows(rows, config.format), stop_requested)
+    examples = until_stopped(format_rows(rows, config.format), stop_requested)
     if task == "sequence_classification":
         return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
     options = None
@@ -285,13 +286,6 @@ def _tokenize(
     return tokenize_for_language_model(
         examples, tokenizer, max_length=config.max_length, options=options, place=rows.place
     )
-
-
-def _until_stopped(examples: Iterable[T], stop_requested: Callable[[], bool]) -> Iterator[T]:
-    for example in examples:
-        if stop_requested():
-            raise StopRequested("nothing to save yet: stopped in the preparation of the data")
-        yield example
 
 
 def _loss_layout(tokenizer: "PreTrainedTokenizerBase", *, task: Task, position_ids: bool) -> Layout:

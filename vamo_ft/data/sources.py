@@ -17,6 +17,7 @@ from typing import Any
 
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.errors import DataError
+from vamo_ft.data.stopping import until_stopped
 
 __all__ = ["Row", "Rows", "load_rows", "row_places"]
 
@@ -41,18 +42,20 @@ class Rows:
         return len(self.rows)
 
 
-def load_rows(config: DataSetConfig, *, offline: bool) -> Rows:
+def load_rows(config: DataSetConfig, *, offline: bool, stop_requested: Callable[[], bool] = lambda: False) -> Rows:
     """The rows of a local file or folder, or else of a Hub data set; at least one.
 
     Args:
         offline: make no network call; a Hub data set must be in the local cache.
+        stop_requested: asked at every row of a local file.
 
     Raises:
         DataError: there is no such data, it is empty, or it cannot be read.
+        StopRequested: between two rows.
     """
     local = exists(expanduser(config.path)) or _looks_local(config.path)
     try:
-        rows = _load_local(config) if local else _load_hub(config, offline=offline)
+        rows = _load_local(config, stop_requested) if local else _load_hub(config, offline=offline)
     except OSError as error:
         raise DataError(f"{error.filename or config.path}: cannot be read ({error.strerror or error})") from error
     if len(rows) == 0:
@@ -65,7 +68,7 @@ def _looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or Path(path).suffix in _READERS
 
 
-def _load_local(config: DataSetConfig) -> Rows:
+def _load_local(config: DataSetConfig, stop_requested: Callable[[], bool]) -> Rows:
     path = Path(expanduser(config.path))
     hub_keys = [key for key in ("name", "revision") if getattr(config, key) is not None]
     if path.is_file() and config.split is not None:
@@ -75,7 +78,7 @@ def _load_local(config: DataSetConfig) -> Rows:
     files = _files_of_folder(path, split=config.split) if path.is_dir() else [path]
     readers = [_reader(file) for file in files]
     values = chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
-    rows = list(islice(values, config.limit))
+    rows = list(islice(until_stopped(values, stop_requested), config.limit))
     columns = dict.fromkeys(name for row in rows for name in row)
     return Rows(str(path), tuple(columns), rows)
 

@@ -33,7 +33,7 @@ def tokenize_documents(
         raise DataError("the tokenizer has no end-of-text token, with which a document has to end")
     prefix, _ = special_tokens(tokenizer)
     writer = TokenWriter()
-    for chunk in in_chunks(documents):
+    for chunk in in_chunks(documents, size=len):
         for text, body in zip(chunk, encode(chunk, tokenizer), strict=True):
             tokens = (*prefix, *body, tokenizer.eos_token_id)
             if not text.strip() or len(tokens) < 2:

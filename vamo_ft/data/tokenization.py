@@ -4,8 +4,7 @@ The beginning of a prompt is cut first and a completion never, since the complet
 that the tokenizer puts in front stay. A text for a classifier keeps its beginning instead.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from vamo_ft.core.errors import DataError
@@ -26,8 +25,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-_CHUNK = 1000
-"""Rows that are given to the tokenizer at once."""
+_CHUNK, _CHUNK_CHARACTERS = 1000, 1_000_000
+"""Rows that are given to the tokenizer at once, unless they are long: a stop has to wait for it."""
 
 
 def tokenize_options(labels: Mapping[str, str], tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, ...]:
@@ -70,7 +69,7 @@ def tokenize_for_language_model(
     prefix, _ = special_tokens(tokenizer)
     reserved_for_options = max(len(option) for option in options) if options else 0
     writer = TokenWriter()
-    for chunk in in_chunks(examples):
+    for chunk in in_chunks(examples, size=_num_characters):
         bodies = encode([text.prompt for text in chunk], tokenizer)
         completions = _completions(chunk, tokenizer, options=options)
         for text, body, completion in zip(chunk, bodies, completions, strict=True):
@@ -125,7 +124,7 @@ def tokenize_for_classifier(
     prefix, suffix = special_tokens(tokenizer)
     room = max(0, max_length - len(prefix) - len(suffix))
     writer = TokenWriter()
-    for chunk in in_chunks(examples):
+    for chunk in in_chunks(examples, size=_num_characters):
         for text, body in zip(chunk, encode([text.prompt for text in chunk], tokenizer), strict=True):
             row = f"{place}: row {writer.next_row + 1}"
             prompt = (*prefix, *body[:room], *suffix) or _stand_in(tokenizer, place=row)
@@ -133,11 +132,22 @@ def tokenize_for_classifier(
     return writer.finish()
 
 
-def in_chunks(examples: Iterable[T]) -> Iterator[list[T]]:
-    """What the tokenizer is given at once, in turn."""
-    remaining = iter(examples)
-    while chunk := list(islice(remaining, _CHUNK)):
+def in_chunks(examples: Iterable[T], *, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """What the tokenizer is given at once, in turn; `size` tells the characters of an example."""
+    chunk: list[T] = []
+    characters = 0
+    for example in examples:
+        chunk.append(example)
+        characters += size(example)
+        if len(chunk) == _CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
+
+
+def _num_characters(example: TextExample) -> int:
+    return len(example.prompt) + len(example.completion)
 
 
 def encode(texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, special: bool = False) -> list[list[int]]:

@@ -123,13 +123,13 @@ class Vamo:
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """The mini-batch gradient, then the correction from the table (or from forward passes at the snapshot)."""
         first_order = self._first_order.estimate(micro_batches, step)
-        gradients = self._parameters.gradients()
+        gradients, snapshot = self._parameters.gradients(), self._snapshot
+        # All passes come before what changes the state: a stop within them has to leave it as it was.
+        batch_noise = None if snapshot is None else self.batch_noise(micro_batches)
         if self._informed is not None:
             self._informed.observe(gradients)
-        snapshot = self._snapshot
-        if snapshot is None:
+        if snapshot is None or batch_noise is None:
             return first_order
-        batch_noise = self.batch_noise(micro_batches)
         age, keys = step - snapshot.step, self._snapshots.keys(snapshot)
         metrics: dict[str, Tensor | float] = {}
         alpha: Tensor | float = 0.0 if self._alpha is None else self._alpha

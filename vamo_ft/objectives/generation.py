@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
 from vamo_ft.objectives.causal_lm import CausalLM
 
@@ -37,7 +38,12 @@ class AnswerScores:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """(B,) float32 of each score."""
-        generated = self._generate(batch.targets["prompt_ids"], batch.targets["prompt_mask"])  # (B, N)
+        ids = batch.targets["prompt_ids"]  # (B, P)
+        with memory_explained(
+            f"the generation of answers (a batch of {len(ids)} prompts of up to {ids.shape[1]} tokens)",
+            remedy="lower max_new_tokens, training.forward_batch_tokens or data.max_length",
+        ):
+            generated = self._generate(ids, batch.targets["prompt_mask"])  # (B, N)
         answers = self._decode(generated.tolist())
         completions = [[token for token in row if token != -100] for row in batch.targets["answer_ids"].tolist()]
         pairs = list(zip(answers, self._decode(completions), strict=True))

@@ -16,8 +16,9 @@ __all__ = ["ProjectedSgd"]
 class ProjectedSgd:
     """`x <- (1 - lr wd) x - lr sum_j c_j z_j`, the directions made anew from their keys in one pass over memory.
 
-    Allocates no gradient. bfloat16 weights are rounded stochastically, so that updates far below one ulp do not vanish
-    in the mean. Biases and norms do not decay, nor do tensors that the step's directions do not reach.
+    Allocates no gradient. Coefficients are rounded to float32. bfloat16 weights are rounded stochastically, so that
+    updates far below one ulp do not vanish in the mean. Biases and norms do not decay, nor do tensors that the step's
+    directions do not reach.
 
     Args:
         max_grad_norm: clips `sqrt(c^T G c)`, the norm of the estimate; for one probe that is |c| sqrt(d), so a small
@@ -55,6 +56,7 @@ class ProjectedSgd:
             gram = self._directions.gram(projected.keys)
             norm = (coefficients @ gram @ coefficients).sqrt()
             coefficients = coefficients * (self._max_grad_norm / norm).clamp(max=1.0)
+        coefficients = coefficients.float().to(coefficients.dtype)  # what a seed log keeps in half of the bytes
         update = ProjectedUpdate(step, learning_rate, ProjectedGradient(coefficients, projected.keys))
         self.replay(update)
         self.applied = update

@@ -105,7 +105,13 @@ class DenseRule:
         return {name: dict(self._optimizer.state[tensor]) for name, tensor in named if tensor in self._optimizer.state}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restores `state_dict`; each tensor goes where torch keeps it."""
+        """Restores `state_dict`; each tensor goes where torch keeps it.
+
+        Raises:
+            ValueError: it holds tensors of a parameter that is not trained.
+        """
+        if unknown := sorted(state.keys() - set(self._parameters.names)):
+            raise ValueError(f"{unknown[0]} is no trained parameter")
         for name, tensor in zip(self._parameters.names, self._carriers.tensors, strict=True):
             if name in state:
                 self._optimizer.state[tensor] = {

@@ -36,7 +36,11 @@ class Callback:
 
 
 class MetricsLogger(Callback):
-    """Writes training lines to metrics.jsonl and the log; the loss is the mean since the line before."""
+    """Writes training lines to metrics.jsonl and the log; the loss is the mean since the line before.
+
+    A step that makes no update has no line. Where that is the last one, the steps since the line before have one all
+    the same, without the figures of an update.
+    """
 
     def __init__(
         self, writer: MetricsWriter, *, due: Due, num_steps: int, ledger: Ledger, samples_per_epoch: int
@@ -55,28 +59,39 @@ class MetricsLogger(Callback):
         """Writes a line when one is due, and after the last step."""
         self._loss_sum += record.loss
         self._losses += 1
-        if not (self._due(state.step) or state.step == self._num_steps):
-            return
+        if self._due(state.step) or state.step == self._num_steps:
+            self._write(state, record)
+
+    def at_boundary(self, state: RunState) -> None:
+        """Writes what is left where the last step made no update."""
+        if state.step == self._num_steps and self._losses:
+            self._write(state, None)
+
+    def _write(self, state: RunState, record: StepRecord | None) -> None:
+        update: dict[str, Any] = {}
+        method: dict[str, Any] = {}
+        if record is not None:
+            update = {"learning_rate": record.learning_rate, **_as_numbers(record.measured)}
+            method = {f"method.{name}": value for name, value in _as_numbers(record.metrics).items()}
         seconds = state.seconds - self._seconds
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": state.samples / self._samples_per_epoch,
             "loss": self._loss_sum / self._losses,
-            "learning_rate": record.learning_rate,
-            **_as_numbers(record.measured),
+            **update,
             "tokens": state.tokens,
             "samples": state.samples,
             **self._ledger.figures(state.work, seconds=state.seconds),
             "tokens_per_second": (state.tokens - self._tokens) / seconds if seconds > 0 else None,
-            **{f"method.{name}": value for name, value in _as_numbers(record.metrics).items()},
+            **method,
         }
         self._writer.write(line)
         _log.info(
-            "step %d of %d  loss %.4f  lr %.3g  %.0f tokens/s",
+            "step %d of %d  loss %.4f  lr %s  %.0f tokens/s",
             state.step,
             self._num_steps,
             line["loss"],
-            record.learning_rate,
+            "-" if record is None else f"{record.learning_rate:.3g}",
             line["tokens_per_second"] or 0,
         )
         self._loss_sum, self._losses = 0.0, 0
@@ -106,6 +121,10 @@ class Evaluator(Callback):
     Args:
         metrics: what of a result is written, `loss` or the name of a score.
         identity: fingerprint of the held-out samples and of how they are scored.
+
+    Attributes:
+        evaluated: the last step that was evaluated; None before the first.
+        history: the lines so far.
     """
 
     def __init__(
@@ -124,13 +143,13 @@ class Evaluator(Callback):
         self._identity = identity
         self._due = due
         self._num_steps = num_steps
-        self._evaluated: int | None = None
+        self.evaluated: int | None = None
         self.history: list[dict[str, Any]] = []
 
     def at_boundary(self, state: RunState) -> None:
         """Evaluates when it is due and has not been done at this step."""
         step = state.step
-        if self._evaluated == step or not (step in (0, self._num_steps) or self._due(step)):
+        if self.evaluated == step or not (step in (0, self._num_steps) or self._due(step)):
             return
         began = time.perf_counter()
         result = self._run()
@@ -140,12 +159,12 @@ class Evaluator(Callback):
         self._writer.write({**line, "eval.samples": result.num_samples, "eval.seconds": time.perf_counter() - began})
         _log.info("evaluation at step %d  %s", step, "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
         self.history.append(line)
-        self._evaluated = step
+        self.evaluated = step
 
     def state_dict(self) -> StateDict:
         """The last step that was evaluated, the results so far, and what they are results of."""
         return {
-            "evaluated": self._evaluated,
+            "evaluated": self.evaluated,
             "history": self.history,
             "metrics": self._metrics,
             "identity": self._identity,
@@ -154,7 +173,7 @@ class Evaluator(Callback):
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`; results on other data, or of other metrics, are not comparable and are dropped."""
         if (state["metrics"], state["identity"]) == (self._metrics, self._identity):
-            self._evaluated, self.history = state["evaluated"], list(state["history"])
+            self.evaluated, self.history = state["evaluated"], list(state["history"])
 
 
 class Checkpointer(Callback):
@@ -162,6 +181,8 @@ class Checkpointer(Callback):
 
     Args:
         saved: the state that is on disk.
+        evaluated: the last step that was evaluated. An evaluation is worth a checkpoint, too: one that takes most of a
+            time limit would else be made again by every process that goes on.
         at_start: save before the first step too, so that there is always a checkpoint to go back to.
         tolerant: whether a save that fails at the end of a period is only warned of.
     """
@@ -173,13 +194,15 @@ class Checkpointer(Callback):
         due: Due,
         num_steps: int,
         saved: RunState | None,
+        evaluated: Callable[[], int | None] = lambda: None,
         at_start: bool = False,
         tolerant: bool = False,
     ) -> None:
         self._save = save
         self._due = due
         self._num_steps = num_steps
-        self._saved = _progress_of(saved)
+        self._evaluated = evaluated
+        self._saved = None if saved is None else self._progress_of(saved)
         self._rollbacks = 0 if saved is None else saved.rollbacks
         self._at_start = at_start
         self._tolerant = tolerant
@@ -201,19 +224,18 @@ class Checkpointer(Callback):
         Raises:
             SaveError: it failed. A stop whose checkpoint is missing is none, whatever the setting.
         """
-        if _progress_of(state) != self._saved:
+        if self._progress_of(state) != self._saved:
             self._save(state)
-            self._saved, self._rollbacks = _progress_of(state), state.rollbacks
+            self._saved, self._rollbacks = self._progress_of(state), state.rollbacks
+
+    def _progress_of(self, state: RunState) -> tuple[int, float, int | None]:
+        """Changes with every step, with every part of a snapshot, and with an evaluation."""
+        return state.step, state.seconds, self._evaluated()
 
 
 def warn_of_failed_save(error: SaveError) -> None:
     """Says that the run continues all the same."""
     _log.warning("%s; the run continues, as checkpoint.on_error says", error)
-
-
-def _progress_of(state: RunState | None) -> tuple[int, float] | None:
-    """Changes with every step and with every part of a snapshot."""
-    return None if state is None else (state.step, state.seconds)
 
 
 def _as_numbers(values: Mapping[str, Tensor | float | None]) -> dict[str, float | None]:

@@ -91,6 +91,7 @@ def save_checkpoint(
     facts: Mapping[str, Any],
     keep: int,
     model_bytes: int = 0,
+    check_held: Callable[[], None] = lambda: None,
 ) -> Path:
     """Writes `root/step-<step>`, then removes what it makes obsolete.
 
@@ -102,6 +103,8 @@ def save_checkpoint(
         facts: JSON values that identify the run, readable without loading an owner.
         keep: at least 1.
         model_bytes: what `save_model` writes at least, where no earlier checkpoint tells.
+        check_held: asked before anything of `root` is changed, at first and when all is written; raises where it is
+            another process's by now.
 
     Returns:
         The checkpoint's folder.
@@ -111,6 +114,7 @@ def save_checkpoint(
         TypeError: a state tree or `facts` holds something else than their types allow.
     """
     assert keep >= 1
+    check_held()
     root.mkdir(parents=True, exist_ok=True)
     _remove(path for path in root.iterdir() if path.name.startswith(".tmp-"))  # left by a killed process
     split = {owner: _split_state(owner, state) for owner, state in owners.items()}
@@ -122,7 +126,7 @@ def save_checkpoint(
             f"{gigabytes(missing)} are missing{_last_good(root)}"
         )
     final = root / f"step-{step:08d}"
-    temporary = root / f".tmp-{final.name}"
+    temporary = root / f".tmp-{final.name}.{os.getpid()}"  # never that of a process which took the run over
     try:
         (temporary / "state").mkdir(parents=True)
         (temporary / "model").mkdir()
@@ -131,6 +135,7 @@ def save_checkpoint(
             save_file(tensors, temporary / "state" / f"{owner}.safetensors")
             write_json(temporary / "state" / f"{owner}.json", tree)
         _write_manifest(temporary, step=step, facts=facts)
+        check_held()
         _put_in_place(temporary, final)
     except Exception as error:
         if (cause := disk_error(error)) is None:

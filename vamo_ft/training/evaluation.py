@@ -84,5 +84,5 @@ def evaluate(
 def _memory_of(batch: Batch) -> AbstractContextManager[None]:
     return memory_explained(
         lambda: f"an evaluation (a batch of {largest_of([batch])})",
-        remedy="lower training.forward_batch_tokens, data.max_length or evaluation.max_new_tokens",
+        remedy="lower training.forward_batch_tokens or data.max_length",
     )

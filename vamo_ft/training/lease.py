@@ -89,12 +89,26 @@ class Lease:
         self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._heart.start()
 
+    @property
+    def is_held(self) -> bool:
+        """False once another process has taken it: this one showed no sign of life for `STALE_SECONDS`.
+
+        So it is after a stop of the process or of its whole machine, which this process cannot notice by itself. A file
+        that is not there any more was taken, too, and released. A file system that does not answer tells nothing.
+        """
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
     def release(self) -> None:
         """Removes the file, unless it is another process's by now."""
         self._released.set()
         self._heart.join()
         with suppress(OSError):
-            if os.path.samestat(os.fstat(self._descriptor), self._path.stat()):
+            if self.is_held:
                 self._path.unlink()
         os.close(self._descriptor)
 

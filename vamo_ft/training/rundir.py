@@ -16,7 +16,7 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.training.disk import is_full
 from vamo_ft.training.lease import Holder, Lease, living_holder
 
-__all__ = ["RunDirectory", "environment", "sync_directory", "write_json", "write_text"]
+__all__ = ["RunDirectory", "environment", "sync_directory", "sync_folder", "write_json", "write_text"]
 
 _log = logging.getLogger("vamo_ft")
 _PACKAGES = ("vamo-ft", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
@@ -98,14 +98,34 @@ class RunDirectory:
         os.close(self._lock)
         self._lock = self._lease = None
 
+    def check_held(self) -> None:
+        """Asked before anything is written that another process may have taken over: nothing of its run is touched.
+
+        Raises:
+            DataError: it has.
+        """
+        if not self.is_held:
+            raise DataError(
+                f"{self.root}: this process gave no sign of life for some minutes (was it, or its machine, stopped?) "
+                "and the directory was taken over by another one; nothing more is written from here, and the other one "
+                "goes on"
+            )
+
+    @property
+    def is_held(self) -> bool:
+        """Whether what is written here belongs to this process's run."""
+        return self._lease is None or self._lease.is_held
+
     def write_status(self, state: str, *, exit_code: int | None = None, facts: Mapping[str, Any] | None = None) -> None:
-        """Replaces `status.json`; a reader sees the old or the new one, never a part.
+        """Replaces `status.json`, unless it is another process's by now; a reader sees the old or the new one.
 
         Args:
             state: such as running, finished, stopped, diverged or failed.
             exit_code: None while the run goes on.
             facts: further JSON values, such as the step and the message.
         """
+        if not self.is_held:
+            return
         now = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             write_json(self.status, {"state": state, "exit_code": exit_code, "time": now, **(facts or {})})
@@ -168,6 +188,18 @@ def write_text(path: Path, text: str) -> None:
 
 def sync_directory(path: Path) -> None:
     """Makes the names in a folder durable."""
+    _sync(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a folder durable, with all files and folders in it."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

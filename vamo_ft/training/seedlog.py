@@ -1,13 +1,18 @@
 """The seed log: a few bytes a step from which a run along directions is rebuilt without its checkpoints.
 
     magic | uint32 size of the header | header, JSON | uint32 CRC-32 of all that
-    record, one a step:  uint8 kind | uint32 step | float64 learning rate | uint16 m
-                         | m float64 coefficients, as applied | keys | uint32 CRC-32
-    seal, at the end:    as a record, with the SHA-256 of the final parameters in the place of coefficients and keys
+    record, one for each update:  uint8 flags | [uint32 step | uint16 m] | [float64 learning rate]
+                                  | m float32 coefficients, as applied | [keys] | uint16 check
+    seal, at the end:             uint8 flags | uint32 step | SHA-256 of the final parameters | uint32 check
 
-Little-endian, nothing is padded. Keys are left out where they are the step's own, (seed, DIRECTION, step, 0 to m - 1);
-else each is uint8 domain | uint32 step | uint32 probe. The bytes depend on the run alone, not on when they are written,
-so that the log of a continued run is that of the uninterrupted one.
+Little-endian, nothing is padded. What stands in brackets is there where a flag says so: step and m where the step is
+not the next one or m not that of the record before; the learning rate where it has changed; and keys, each uint8 domain
+| uint32 step | uint32 probe, where they are not the step's own, (seed, DIRECTION, step, 0 to m - 1). With one probe and
+a constant learning rate that is 7 bytes a step. A check is the CRC-32 of the whole file before it, in a record its
+lower half: a file that lost its end, or a bit, is good up to there.
+
+The bytes depend on the run alone, not on when they are written, so that the log of a continued run is that of the
+uninterrupted one.
 
 Source of the idea: Malladi et al. 2023, "Fine-Tuning Language Models with Just Forward Passes", arXiv 2305.17333,
 section 2.1.
@@ -18,8 +23,8 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -37,13 +42,36 @@ __all__ = ["SeedLog", "SeedLogger", "read_seed_log"]
 
 _log = logging.getLogger("vamo_ft")
 
-_MAGIC = b"vamo-ft seed log 1\n"
+_MAGIC = b"vamo-ft seed log 2\n"
 _SIZE = struct.Struct("<I")
-_PREFIX = struct.Struct("<BIdH")
+_FLAGS = struct.Struct("<B")
+_PLACE = struct.Struct("<IH")
+_RATE = struct.Struct("<d")
 _KEY = struct.Struct("<BII")
-_OWN_KEYS, _OTHER_KEYS, _SEAL = 0, 1, 2
-_DIGEST = 32  # bytes
+_CHECK = struct.Struct("<H")
+_SEAL = struct.Struct("<BI32sI")
+_HAS_PLACE, _HAS_RATE, _HAS_KEYS, _IS_SEAL = 1, 2, 4, 8
 _TOGETHER = 1000  # updates kept on the device before they are written, where no metrics line is due earlier
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What a record leaves out when it is as in the one before, at some place of a log.
+
+    Attributes:
+        crc: CRC-32 of the file up to there.
+        step: the next one.
+        count: m of the record before.
+        learning_rate: that of the record before; None at the beginning.
+    """
+
+    crc: int
+    step: int = 0
+    count: int = 0
+    learning_rate: float | None = None
+
+    def after(self, data: bytes) -> "_End":
+        return replace(self, crc=zlib.crc32(data, self.crc))
 
 
 class SeedLogger(Callback):
@@ -77,7 +105,7 @@ class SeedLogger(Callback):
         self._due = due
         self._num_steps = num_steps
         self._pending: list[ProjectedUpdate] = []
-        self._writes = False
+        self._end: _End | None = None  # of what is in the file; None: nothing is written
 
     def begin(self, header: Mapping[str, Any]) -> None:
         """Starts a new log, in the place of one that is there.
@@ -87,8 +115,10 @@ class SeedLogger(Callback):
         """
         text = json.dumps({**header, "seed": self._seed}, sort_keys=True).encode()
         self._path.unlink(missing_ok=True)
-        self._writes = True
-        self._append(_with_crc(_MAGIC + _SIZE.pack(len(text)) + text))
+        head = _MAGIC + _SIZE.pack(len(text)) + text
+        head += _SIZE.pack(zlib.crc32(head))
+        self._append(head)
+        self._end = _End(zlib.crc32(head))
 
     def after_step(self, state: RunState, record: StepRecord) -> None:
         """Takes the update down."""
@@ -101,39 +131,46 @@ class SeedLogger(Callback):
     def at_boundary(self, state: RunState) -> None:
         """Seals the log after the last step."""
         if state.step == self._num_steps:
-            seal = _PREFIX.pack(_SEAL, state.step, 0.0, 0) + bytes.fromhex(self._digest())
-            self._write(_with_crc(seal), durably=True)
+            self._write(durably=True)
+            if self._end is not None:  # the seal is no part of what a longer run goes on from
+                self._append(_sealed(self._end, state.step, bytes.fromhex(self._digest())), durably=True)
 
     def state_dict(self) -> StateDict:
         """How much of the file belongs to the run so far, all of it on the disk; None: there is no complete log."""
         self._write(durably=True)
-        return {"length": self._path.stat().st_size if self._writes else None}
+        return {"length": None} if self._end is None else {"length": self._path.stat().st_size, **asdict(self._end)}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Cuts the file back to `state_dict`'s length; where it is shorter nothing more is written, with a warning."""
         self._pending.clear()
         length, found = state["length"], self._path.stat().st_size if self._path.is_file() else 0
-        self._writes = length is not None and length <= found
-        if length is not None and not self._writes:
+        self._end = None
+        if length is None:
+            return
+        if length > found:
             _log.warning(
                 "%s: %d bytes shorter than the checkpoint says; it ends there, and the run goes on without a seed log",
                 self._path,
                 length - found,
             )
-        if self._writes and length < found:
+            return
+        self._end = _End(**{name: value for name, value in state.items() if name != "length"})
+        if length < found:
             with self._path.open("r+b") as file:
                 file.truncate(length)
                 os.fsync(file.fileno())
 
-    def _write(self, end: bytes = b"", *, durably: bool = False) -> None:
-        if self._writes:
+    def _write(self, *, durably: bool = False) -> None:
+        if self._end is not None:
+            data, end = _encoded(self._pending, self._end, seed=self._seed)
             try:
-                self._append(b"".join(_encoded(self._pending, seed=self._seed)) + end, durably=durably)
+                self._append(data, durably=durably)
             except SaveError as error:
                 if durably:
                     raise
                 _log.warning("%s; its lines wait until there is room", error)
                 return
+            self._end = end
         self._pending.clear()
 
     def _append(self, data: bytes, *, durably: bool = False) -> None:
@@ -162,12 +199,15 @@ class SeedLog:
 
     Attributes:
         header: what it belongs to.
-        updates: those of steps 0, 1, 2 ... up to the first damage, coefficients in float64 on the CPU.
+        updates: those up to the first damage in their order, coefficients in float64 on the CPU. A step that made no
+            update has none.
+        num_steps: steps of the run that these are all updates of.
         final_digest: hash of the final parameters; None where the log does not reach the end of its run.
     """
 
     header: Mapping[str, Any]
     updates: tuple[ProjectedUpdate, ...]
+    num_steps: int
     final_digest: str | None
 
 
@@ -186,76 +226,103 @@ def read_seed_log(path: Path) -> SeedLog:
     start = len(_MAGIC) + _SIZE.size
     if not content.startswith(_MAGIC) or len(content) < start:
         raise DataError(f"{path}: is not a seed log that this version reads")
-    (size,) = _SIZE.unpack_from(content, len(_MAGIC))
-    if (head := _checked(content, 0, start + size)) is None:
+    position = start + _SIZE.unpack_from(content, len(_MAGIC))[0]
+    head, end = content[:position], _End(0).after(content[: position + _SIZE.size])
+    if content[position : position + _SIZE.size] != _SIZE.pack(zlib.crc32(head)):
         raise DataError(f"{path}: the header is damaged; not one step can be read")
     header: dict[str, Any] = json.loads(head[start:])
+    position += _SIZE.size
     updates: list[ProjectedUpdate] = []
-    final, position = None, start + size + _SIZE.size
-    while (found := _record_at(content, position)) is not None:
-        kind, step, learning_rate, count, body, position = found
-        if step != len(updates):
-            break
-        if kind == _SEAL:
-            final = body.hex() if position == len(content) else None
-            break
-        gradient = _decoded(body, kind=kind, step=step, count=count, seed=header["seed"])
-        updates.append(ProjectedUpdate(step, learning_rate, gradient))
-    return SeedLog(header, tuple(updates), final)
+    while (found := _record_at(content, position, end, seed=header["seed"])) is not None:
+        update, end, position = found
+        updates.append(update)
+    if (seal := _seal_at(content, position, end)) is None:
+        return SeedLog(header, tuple(updates), end.step, None)
+    return SeedLog(header, tuple(updates), seal[0], seal[1].hex())
 
 
-def _encoded(updates: Sequence[ProjectedUpdate], *, seed: int) -> Iterator[bytes]:
-    """A record for each update; the coefficients leave the device together."""
+def _encoded(updates: Sequence[ProjectedUpdate], end: _End, *, seed: int) -> tuple[bytes, _End]:
+    """A record for each update, and the end behind them; the coefficients leave the device together."""
     if not updates:
-        return
+        return b"", end
     coefficients = torch.cat([update.gradient.coefficients for update in updates])
-    assert coefficients.dtype == torch.float64, "a replay starts from what the update started from"
-    values = coefficients.tolist()
+    values = coefficients.float()
+    assert torch.equal(values.to(coefficients.dtype), coefficients), "a replay starts from what the update started from"
+    numbers = values.tolist()
     ends = list(accumulate((len(update.gradient.keys) for update in updates), initial=0))
+    data = b""
     for update, (start, stop) in zip(updates, pairwise(ends), strict=True):
-        keys = update.gradient.keys
-        assert all(key.seed == seed for key in keys)
-        own = keys == _own_keys(seed, update.step, len(keys))
-        prefix = _PREFIX.pack(_OWN_KEYS if own else _OTHER_KEYS, update.step, update.learning_rate, len(keys))
-        body = struct.pack(f"<{len(keys)}d", *values[start:stop])
-        named = b"" if own else b"".join(_KEY.pack(key.domain, key.step, key.probe) for key in keys)
-        yield _with_crc(prefix + body + named)
+        record, end = _record(update, numbers[start:stop], end, seed=seed)
+        data += record
+    return data, end
 
 
-def _decoded(body: bytes, *, kind: int, step: int, count: int, seed: int) -> ProjectedGradient:
-    coefficients = torch.tensor(struct.unpack_from(f"<{count}d", body), dtype=torch.float64)
-    if kind == _OWN_KEYS:
-        return ProjectedGradient(coefficients, _own_keys(seed, step, count))
-    named = _KEY.iter_unpack(body[8 * count :])
-    return ProjectedGradient(
-        coefficients, tuple(HashKey(seed, Domain(domain), origin, probe) for domain, origin, probe in named)
+def _record(update: ProjectedUpdate, coefficients: Sequence[float], end: _End, *, seed: int) -> tuple[bytes, _End]:
+    keys, step, rate = update.gradient.keys, update.step, update.learning_rate
+    assert all(key.seed == seed for key in keys) and step >= end.step
+    parts = [
+        (_HAS_PLACE, _PLACE.pack(step, len(keys)) if (step, len(keys)) != (end.step, end.count) else b""),
+        (_HAS_RATE, _RATE.pack(rate) if rate != end.learning_rate else b""),
+        (0, struct.pack(f"<{len(keys)}f", *coefficients)),
+        (_HAS_KEYS, b"" if keys == _own_keys(seed, step, len(keys)) else b"".join(map(_packed_key, keys))),
+    ]
+    flags = sum(flag for flag, part in parts if part)
+    data = _FLAGS.pack(flags) + b"".join(part for _, part in parts)
+    check = _CHECK.pack(end.after(data).crc & 0xFFFF)
+    return data + check, _End(end.after(data + check).crc, step + 1, len(keys), rate)
+
+
+def _record_at(content: bytes, position: int, end: _End, *, seed: int) -> tuple[ProjectedUpdate, _End, int] | None:
+    """The update at `position`, and the end and the place behind it; None where no intact record begins.
+
+    Args:
+        end: that of all that stands before.
+    """
+    start, step, count, rate = position, end.step, end.count, end.learning_rate
+    try:
+        (flags,) = _FLAGS.unpack_from(content, position)
+        position += _FLAGS.size
+        if flags & _HAS_PLACE:
+            step, count = _PLACE.unpack_from(content, position)
+            position += _PLACE.size
+        if flags & _HAS_RATE:
+            (rate,) = _RATE.unpack_from(content, position)
+            position += _RATE.size
+        coefficients = struct.unpack_from(f"<{count}f", content, position)
+        position += 4 * count
+        named = content[position:][: _KEY.size * count] if flags & _HAS_KEYS else b""
+        position += len(named)
+        (check,) = _CHECK.unpack_from(content, position)
+    except struct.error:  # the file ends within the record
+        return None
+    intact = check == end.after(content[start:position]).crc & 0xFFFF
+    if not intact or flags & _IS_SEAL or rate is None or step < end.step:
+        return None
+    position += _CHECK.size
+    keys = tuple(HashKey(seed, Domain(domain), origin, probe) for domain, origin, probe in _KEY.iter_unpack(named))
+    gradient = ProjectedGradient(
+        torch.tensor(coefficients, dtype=torch.float64), keys if named else _own_keys(seed, step, count)
     )
+    behind = _End(end.after(content[start:position]).crc, step + 1, count, rate)
+    return ProjectedUpdate(step, rate, gradient), behind, position
 
 
-def _record_at(content: bytes, position: int) -> tuple[int, int, float, int, bytes, int] | None:
-    """Kind, step, learning rate, m, body and the place of the next record; None where no intact one begins."""
-    if len(content) < position + _PREFIX.size:
+def _sealed(end: _End, step: int, digest: bytes) -> bytes:
+    unchecked = _SEAL.pack(_IS_SEAL, step, digest, 0)[: -_SIZE.size]
+    return _SEAL.pack(_IS_SEAL, step, digest, end.after(unchecked).crc)
+
+
+def _seal_at(content: bytes, position: int, end: _End) -> tuple[int, bytes] | None:
+    """Steps of the run and hash of its parameters, where the last thing in the file is an intact seal."""
+    if len(content) != position + _SEAL.size:
         return None
-    kind, step, learning_rate, count = _PREFIX.unpack_from(content, position)
-    sizes = {_OWN_KEYS: 8 * count, _OTHER_KEYS: (8 + _KEY.size) * count, _SEAL: _DIGEST}
-    if kind not in sizes:
-        return None
-    stop = position + _PREFIX.size + sizes[kind]
-    if (record := _checked(content, position, stop)) is None:
-        return None
-    return kind, step, learning_rate, count, record[_PREFIX.size :], stop + _SIZE.size
+    _, step, digest, _ = _SEAL.unpack_from(content, position)
+    return (step, digest) if content[position:] == _sealed(end, step, digest) and step >= end.step else None
+
+
+def _packed_key(key: HashKey) -> bytes:
+    return _KEY.pack(key.domain, key.step, key.probe)
 
 
 def _own_keys(seed: int, step: int, count: int) -> tuple[HashKey, ...]:
     return tuple(HashKey(seed, Domain.DIRECTION, step, probe) for probe in range(count))
-
-
-def _with_crc(data: bytes) -> bytes:
-    return data + _SIZE.pack(zlib.crc32(data))
-
-
-def _checked(content: bytes, start: int, stop: int) -> bytes | None:
-    """The bytes from `start` to `stop`, if the checksum behind them says that they are intact."""
-    part = content[start:stop]
-    whole = len(content) >= stop + _SIZE.size
-    return part if whole and _SIZE.unpack_from(content, stop)[0] == zlib.crc32(part) else None

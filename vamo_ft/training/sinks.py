@@ -24,11 +24,19 @@ class MetricsWriter:
 
     Args:
         listeners: are given every record too.
+        check_held: asked before every write; raises where the file is another process's by now.
     """
 
-    def __init__(self, path: Path, *, listeners: Sequence[Callable[[Mapping[str, Any]], None]] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        listeners: Sequence[Callable[[Mapping[str, Any]], None]] = (),
+        check_held: Callable[[], None] = lambda: None,
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._check_held = check_held
         self._file = path.open("ab", buffering=0)
         self._waiting: list[bytes] = []
         self._failed = False
@@ -65,6 +73,7 @@ class MetricsWriter:
 
     def _write_waiting(self) -> None:
         while self._waiting:
+            self._check_held()
             length = self.length
             try:
                 rest = self._waiting[0]
@@ -86,11 +95,13 @@ class MetricsWriter:
         """Goes back to `length` bytes, as a resume does, so that no step is in the file twice.
 
         What is cut off is appended to `metrics.discarded.jsonl` beside it first. A file that is shorter than `length`
-        is left as it is, with a warning.
+        is left as it is, up to its last whole line, with a warning.
         """
         surplus = self.length - length
         if surplus < 0:
             _log.warning("%s: %d bytes shorter than the checkpoint says; lines were lost", self._path, -surplus)
+            with self._path.open("rb") as source:
+                self._file.truncate(source.read().rfind(b"\n") + 1)
         if surplus <= 0:
             return
         discarded = self._path.with_name(f"{self._path.stem}.discarded{self._path.suffix}")

@@ -23,8 +23,9 @@ class Trainer:
     """Estimates, updates and tells the callbacks, until `num_steps` updates are done.
 
     Callbacks act at step boundaries (before the first step, between steps and after the last) and after each update.
-    A stop is honoured at a boundary, within a snapshot and within an evaluation; all leave a state that a checkpoint
-    can hold. Steps that the state names as skipped do what is due before them, and make no update.
+    A stop is honoured at a boundary, within a snapshot, a step and an evaluation; all leave a state that a checkpoint
+    can hold, in which a step that was not finished has not begun. Steps that the state names as skipped do what is due
+    before them, and make no update.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Trainer:
             except DivergenceError as error:
                 samples = tuple(index for batch in micro_batches for index in batch.indices)
                 raise DivergenceError(str(error), step=state.step, samples=samples) from None
+            except StopRequested:
+                raise StopRequested(f"stopped within step {state.step + 1}") from None
         finally:
             state.seconds += time.perf_counter() - began
         state.step += 1
