@@ -1,6 +1,7 @@
 """Whole runs on a disk that fills up: one line for the user, nothing lost, and the same weights in the end."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,4 +132,19 @@ def test_a_limit_on_the_size_of_files_is_one_line(workspace: Workspace, capfd: p
     assert "File too large" in error
     assert "a limit on the size of files" in error
     assert list((workspace.directory() / "checkpoints").iterdir()) == []
+    assert workspace.train() == 0
+
+
+def test_no_room_for_temporary_files_is_one_line(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Libraries look for a folder when they are imported, and fail in a way of their own."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    workspace.configure(CONFIG)
+    with largest_file(0):
+        assert workspace.train() == 2
+    (error,) = errors_of(capsys.readouterr().err)
+    assert error.startswith("error: No usable temporary directory found in ['")
+    assert error.endswith("make room there, or name a folder in the variable TMPDIR")
+    assert not (workspace.root / "runs").exists()
     assert workspace.train() == 0
