@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
@@ -12,8 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from scripts.torturing.cases import CASES, prepare
-from scripts.torturing.process import ENVIRONMENT
-from scripts.torturing.rounds import RoundResult, plan_round, run_reference, run_round
+from scripts.torturing.rounds import RoundResult, plan_round, run_reference, run_round, set_up_worker
 from scripts.torturing.summary import summary
 
 
@@ -22,13 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     began = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="vamo-ft-torture-", dir=options.folder))
-    os.environ.update({**ENVIRONMENT, "HF_HOME": str(root / "cache")})
     numbers = range(options.rounds) if options.round is None else [options.round]
     plans = [plan_round(number, seed=options.seed, cases=options.cases) for number in numbers]
     results: list[RoundResult] = []
     prepare(root)
     context = multiprocessing.get_context("spawn")  # a worker has one thread, so that it can fork
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as workers:
+    with ProcessPoolExecutor(options.jobs, context, initializer=set_up_worker, initargs=(root,)) as workers:
         used = sorted({plan.case for plan in plans}, key=options.cases.index)
         print(f"seed {options.seed}; {', '.join(used)}; in {root}", flush=True)
         for reference in [workers.submit(run_reference, root, case) for case in used]:

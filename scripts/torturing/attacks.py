@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from scripts.torturing.damage import all_but_a_copy_damaged, damage_a_file, dead_leases, foreign_lease
 from scripts.torturing.outcome import tree_digest
-from scripts.torturing.process import TrainingProcess
+from scripts.torturing.process import BEFORE_THE_PROGRAM, TrainingProcess
 from scripts.torturing.trial import BEFORE_HANDLERS, Loss, Trial
 
 __all__ = ["ATTACKS"]
@@ -46,8 +46,7 @@ def full_disk(trial: Trial) -> None:
     """From a random moment on no file can grow beyond a size; what is on the disk stays."""
     with trial.process() as process, trial.nothing_lost():
         newest = next(iter(trial.intact()), None)
-        if trial.wait_for_a_moment(process):
-            trial.hits.append(("full disk", process.place()))
+        if trial.wait_for_a_moment(process) and trial.hit("full disk", process):
             limit = trial.chance.choice(_FULL_DISK)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         trial.wait_for_the_end(process)
@@ -60,9 +59,8 @@ def full_disk(trial: Trial) -> None:
 def second_process(trial: Trial) -> None:
     """Another process with the same command; the first one is held meanwhile, so that every byte can be compared."""
     with trial.process() as first, trial.nothing_lost():
-        if trial.wait_until_it_began(first) and trial.wait_for_a_moment(first):
-            trial.hits.append(("second process", first.place()))
-            first.send(signal.SIGSTOP)
+        arrived = trial.wait_until_it_began(first) and trial.wait_for_a_moment(first)
+        if arrived and trial.hit("second process", first) and first.hold():
             before = tree_digest(trial.run)
             with trial.process() as second:
                 trial.wait_for_the_end(second)
@@ -142,8 +140,7 @@ ATTACKS: Mapping[str, Callable[[Trial], None]] = {
 
 
 def _kill_at_a_moment(trial: Trial, process: TrainingProcess, name: str) -> None:
-    if trial.wait_for_a_moment(process):
-        trial.hits.append((name, process.place()))
+    if trial.wait_for_a_moment(process) and trial.hit(name, process):
         process.send(signal.SIGKILL)
     trial.wait_for_the_end(process)
     trial.check(process, allowed=(0, -signal.SIGKILL))
@@ -152,9 +149,8 @@ def _kill_at_a_moment(trial: Trial, process: TrainingProcess, name: str) -> None
 def _stop(trial: Trial, name: str, signals: list[signal.Signals]) -> None:
     with trial.process() as process, trial.nothing_lost():
         newest = next(iter(trial.intact()), None)
-        allowed, place = {0, 75}, ""
-        if trial.wait_for_a_moment(process):
-            trial.hits.append((name, place := process.place()))
+        allowed, place = {0, 75}, None
+        if trial.wait_for_a_moment(process) and (place := trial.hit(name, process)):
             for number, following in enumerate(signals):
                 if number > 0:
                     time.sleep(trial.chance.uniform(0, 0.05))
@@ -163,7 +159,7 @@ def _stop(trial: Trial, name: str, signals: list[signal.Signals]) -> None:
         trial.wait_for_the_end(process)
         if trial.is_finished():  # so close to the end that there was nothing to stop
             allowed |= set(BEFORE_HANDLERS)
-        trial.check(process, allowed=allowed, traceback=place == "interpreter" and signal.SIGINT in signals)
+        trial.check(process, allowed=allowed, traceback=place == BEFORE_THE_PROGRAM and signal.SIGINT in signals)
         if process.exit_code == 75 and "to go on, train run again with the same settings" not in process.output:
             raise Loss(f"a stopped run does not say how to go on: {process.output[-2000:]}")
         trial.check_where_it_went_on(process, newest)

@@ -1,4 +1,4 @@
-"""The runs that are attacked: a tiny model, sixty sentences, and a configuration for each kind of training."""
+"""The runs that are attacked: a tiny model, a hundred sentences, and a configuration for each kind of training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "schedule": {"name": "cosine", "warmup_steps": 5},
     },
     "vamo": {
-        "method": {"name": "vamo", "probes": 2, "eps": 0.001, "snapshot": {"every": "8 steps"}},
+        "method": {"name": "vamo", "probes": 2, "eps": 0.001, "snapshot": {"every": "7 steps"}},
         "optimizer": {"learning_rate": 0.01},
     },
     "mezo": {"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}},
@@ -39,8 +39,8 @@ def prepare(root: Path) -> None:
 
     with quietly():
         save_model_folder(root / "model", tiny_llama(dropout=0.1))
-    write_jsonl(root / "train.jsonl", sentiment_rows(60))
-    write_jsonl(root / "eval.jsonl", sentiment_rows(30))
+    write_jsonl(root / "train.jsonl", sentiment_rows(100))
+    write_jsonl(root / "eval.jsonl", sentiment_rows(60))
     for name, own in CASES.items():
         text = yaml.safe_dump(_configuration(root, own), sort_keys=False)
         (root / f"{name}.yaml").write_text(text, encoding="utf-8")
@@ -61,7 +61,7 @@ def _configuration(root: Path, own: Mapping[str, Any]) -> dict[str, Any]:
             "max_length": 48,
         },
         "evaluation": {"every": "9 steps", "metrics": ["loss", "accuracy"]},
-        "checkpoint": {"every": "7 steps", "keep": 2},
+        "checkpoint": {"every": "10 steps", "keep": 2},
         "logging": {"every": "2 steps"},
         **own,
         "model": {"path": str(root / "model"), **own.get("model", {})},

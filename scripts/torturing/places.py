@@ -39,10 +39,10 @@ def watch_as_told() -> None:
         watch(Path(path))
 
 
-def place_of(stack: str) -> str:
-    """What a run with this stack, innermost frame first, is doing."""
+def place_of(stack: str) -> str | None:
+    """What a run with this stack, innermost frame first, is doing; None outside of the program."""
     for file, function in _FRAME.findall(stack):
         for pattern, place in _PLACES:
             if re.fullmatch(pattern, f"{file} {function}"):
                 return place
-    return "interpreter"
+    return None

@@ -14,7 +14,7 @@ from scripts.torturing.cases import run_directory
 from scripts.torturing.outcome import read_status
 from scripts.torturing.places import PLACE_FILE, place_of, watch
 
-__all__ = ["ENVIRONMENT", "ROOT", "TrainingProcess", "load_what_training_needs"]
+__all__ = ["BEFORE_THE_PROGRAM", "ENVIRONMENT", "ROOT", "TrainingProcess", "load_what_training_needs"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts" / "torturing" / "site"), str(ROOT)]),
 }
 """Of every process that trains."""
+
+BEFORE_THE_PROGRAM, AFTER_THE_PROGRAM = "start of Python", "end of Python"
 
 _STEP = re.compile(r"^step (\d+) of ", re.MULTILINE)
 _BEGAN = re.compile(r"^[a-z_]+: [\d,]+ trainable of ", re.MULTILINE)
@@ -88,8 +90,16 @@ class TrainingProcess:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._read()
             if pid != 0:
-                self.exit_code = os.waitstatus_to_exitcode(status)
-                self._close()
+                self._ended(status)
+        return self.exit_code is None
+
+    def hold(self) -> bool:
+        """Stops all its threads until SIGCONT; False if it has ended."""
+        self.send(signal.SIGSTOP)
+        if self.exit_code is None:
+            _, status = os.waitpid(self.pid, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                self._ended(status)
         return self.exit_code is None
 
     def send(self, number: signal.Signals) -> None:
@@ -102,12 +112,13 @@ class TrainingProcess:
         try:
             told = self._place.stat().st_size
         except FileNotFoundError:
-            return "interpreter"
+            return BEFORE_THE_PROGRAM
         self.send(signal.SIGUSR1)
         until = time.monotonic() + _LOOK_SECONDS
         while time.monotonic() < until and self.is_running():
             if self._place.stat().st_size > told:  # written at once, in one handler
-                return place_of(self._place.read_text(encoding="utf-8")[told:])
+                outside = AFTER_THE_PROGRAM if self.began else BEFORE_THE_PROGRAM
+                return place_of(self._place.read_text(encoding="utf-8")[told:]) or outside
             time.sleep(0.0002)
         return "not seen"
 
@@ -119,6 +130,11 @@ class TrainingProcess:
                 time.sleep(0.001)
         for path in (self._place, self._place.with_suffix(".unready")):
             path.unlink(missing_ok=True)
+
+    def _ended(self, status: int) -> None:
+        self._read()
+        self.exit_code = os.waitstatus_to_exitcode(status)
+        self._close()
 
     def _read(self) -> None:
         while self._pipe is not None:

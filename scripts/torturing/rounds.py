@@ -1,5 +1,6 @@
 """One round: a run that is attacked a few times, then left alone until it is done, and judged."""
 
+import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -9,10 +10,10 @@ from pathlib import Path
 from scripts.torturing.attacks import ATTACKS
 from scripts.torturing.cases import run_directory
 from scripts.torturing.outcome import differences, read_outcome
-from scripts.torturing.process import load_what_training_needs
+from scripts.torturing.process import ENVIRONMENT, load_what_training_needs
 from scripts.torturing.trial import Loss, Trial
 
-__all__ = ["Plan", "RoundResult", "plan_round", "run_reference", "run_round"]
+__all__ = ["Plan", "RoundResult", "plan_round", "run_reference", "run_round", "set_up_worker"]
 
 _TRIES = 3
 """Processes after the last attack. One is enough, unless that attack was a full disk at the very end."""
@@ -23,6 +24,7 @@ class Plan:
     """What a round does, decided by seed and number.
 
     Attributes:
+        seed: of the command.
         number: counted from 0.
         case: the configuration.
         attacks: names, in their order.
@@ -40,7 +42,8 @@ class RoundResult:
 
     Attributes:
         hits: attack and place, of those that came before the run was done.
-        processes: how many, and of which start.
+        starts: how many processes it took, by the way in which they were started.
+        folder: where the run is, if it lost something.
         loss: what was lost, or None.
     """
 
@@ -55,15 +58,21 @@ def plan_round(number: int, *, seed: int, cases: Sequence[str]) -> Plan:
     """Cases and first attacks take turns, so that few rounds see all of them; up to two more attacks follow."""
     chance = random.Random(f"plan {seed} {number}")
     names = list(ATTACKS)
-    first = names[(number // len(cases) + number) % len(names)]
-    return Plan(seed, number, cases[number % len(cases)], (first, *chance.choices(names, k=chance.randrange(3))))
+    turn, position = divmod(number, len(cases))
+    first = names[(turn + 2 * position) % len(names)]
+    return Plan(seed, number, cases[position], (first, *chance.choices(names, k=chance.randrange(3))))
+
+
+def set_up_worker(root: Path) -> None:
+    """Once in every process that starts runs, before anything else."""
+    os.environ.update({**ENVIRONMENT, "HF_HOME": str(root / "cache")})
+    load_what_training_needs()
 
 
 def run_reference(root: Path, case: str) -> None:
     """The run left alone, with which the others are compared."""
     folder = root / case / "reference"
     folder.mkdir(parents=True)
-    load_what_training_needs()
     trial = Trial(folder, root / f"{case}.yaml", chance=random.Random(), first_start=1)
     with trial.process() as process:
         trial.wait_for_the_end(process)
@@ -74,7 +83,6 @@ def run_round(root: Path, plan: Plan) -> RoundResult:
     """A round in a folder of its own, which stays if something was lost."""
     folder = root / plan.case / f"round-{plan.number:03d}"
     folder.mkdir(parents=True)
-    load_what_training_needs()
     chance = random.Random(f"round {plan.seed} {plan.number}")
     trial = Trial(folder, root / f"{plan.case}.yaml", chance=chance, first_start=plan.number % 4)
     loss = None

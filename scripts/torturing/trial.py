@@ -80,6 +80,14 @@ class Trial:
         """Of the newest intact checkpoint; 0 where there is none."""
         return max(map(step_of, self.intact()), default=0)
 
+    def hit(self, name: str, process: TrainingProcess) -> str | None:
+        """Notes an attack and where the process is; None: it has ended, and there is nothing to attack."""
+        place = process.place()
+        if not process.is_running():
+            return None
+        self.hits.append((name, place))
+        return place
+
     def wait_until_it_began(self, process: TrainingProcess) -> bool:
         """Until training begins; False if the process ended first."""
         return self._wait(process, lambda: process.began)
@@ -90,12 +98,12 @@ class Trial:
         Returns:
             False: the process ended first.
         """
-        match self.chance.choices(["start", "training", "save", "end"], [2, 6, 3, 1])[0]:
+        match self.chance.choices(["start", "training", "save", "end"], [2, 7, 2, 1])[0]:
             case "start":
                 seconds = self.chance.uniform(0, _START_SECONDS[process.from_scratch])
                 return self._wait(process, lambda: process.seconds > seconds)
             case "training":
-                return self._wait_for_step(process) and self._pause(process, 0.15)
+                return self._wait_for_step(process) and self._pause(process, 0.2)
             case "save":
                 saving = self._wait_for_step(process) and self._wait(process, self._is_saving)
                 return saving and self._pause(process, 0.03)
