@@ -159,7 +159,8 @@ def _stop(trial: Trial, name: str, signals: list[signal.Signals]) -> None:
         trial.wait_for_the_end(process)
         if trial.is_finished():  # so close to the end that there was nothing to stop
             allowed |= set(BEFORE_HANDLERS)
-        trial.check(process, allowed=allowed, traceback=place == BEFORE_THE_PROGRAM and signal.SIGINT in signals)
+        uncaught = place == BEFORE_THE_PROGRAM and signal.SIGINT in signals
+        trial.check(process, allowed=allowed | ({1} if uncaught else set()), traceback=uncaught)
         if process.exit_code == 75 and "to go on, train run again with the same settings" not in process.output:
             raise Loss(f"a stopped run does not say how to go on: {process.output[-2000:]}")
         trial.check_where_it_went_on(process, newest)
@@ -169,9 +170,9 @@ def _train_until(trial: Trial, *, checkpoints: int) -> bool:
     """A killed process, if it takes one, that leaves at least so many intact checkpoints; False: it finished."""
     if len(trial.intact()) < checkpoints:
         with trial.process() as process:
-            if trial.wait_for_checkpoints(process, checkpoints):
+            if trial.wait_for_checkpoints(process, checkpoints) and trial.hit("kill -9", process):
                 process.send(signal.SIGKILL)
-                trial.wait_for_the_end(process)
+            trial.wait_for_the_end(process)
             trial.check(process, allowed=(0, -signal.SIGKILL))
     return not trial.is_finished()
 

@@ -1,4 +1,4 @@
-"""The runs that are attacked: a tiny model, a hundred sentences, and a configuration for each kind of training."""
+"""The runs that are attacked: a tiny model, sixty sentences, and a configuration for each kind of training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 __all__ = ["CASES", "NUM_STEPS", "prepare", "run_directory"]
 
-NUM_STEPS = 120
+NUM_STEPS = 90
 
 CASES: Mapping[str, Mapping[str, Any]] = {
     "sgd_momentum_dropout": {
@@ -39,8 +39,8 @@ def prepare(root: Path) -> None:
 
     with quietly():
         save_model_folder(root / "model", tiny_llama(dropout=0.1))
-    write_jsonl(root / "train.jsonl", sentiment_rows(100))
-    write_jsonl(root / "eval.jsonl", sentiment_rows(60))
+    write_jsonl(root / "train.jsonl", sentiment_rows(60))
+    write_jsonl(root / "eval.jsonl", sentiment_rows(40))
     for name, own in CASES.items():
         text = yaml.safe_dump(_configuration(root, own), sort_keys=False)
         (root / f"{name}.yaml").write_text(text, encoding="utf-8")

@@ -6,10 +6,13 @@ import re
 import signal
 from pathlib import Path
 
-__all__ = ["PLACE_FILE", "place_of", "watch", "watch_as_told"]
+__all__ = ["PLACE_FILE", "STACK_BEGINS", "place_of", "watch", "watch_as_told"]
 
 PLACE_FILE = "TORTURE_PLACE_FILE"
 """Environment variable: where a process writes its stack."""
+
+STACK_BEGINS = "(most recent call first):"
+"""Above every stack in that file."""
 
 _FRAME = re.compile(r'File ".*/vamo_ft/([\w/]+\.py)", line \d+ in (\w+)')
 _PLACES = (  # file and function of the innermost frame that matches -> what the run is doing

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from scripts.torturing.cases import run_directory
 from scripts.torturing.outcome import read_status
-from scripts.torturing.places import PLACE_FILE, place_of, watch
+from scripts.torturing.places import PLACE_FILE, STACK_BEGINS, place_of, watch
 
 __all__ = ["BEFORE_THE_PROGRAM", "ENVIRONMENT", "ROOT", "TrainingProcess", "load_what_training_needs"]
 
@@ -113,13 +113,15 @@ class TrainingProcess:
             told = self._place.stat().st_size
         except FileNotFoundError:
             return BEFORE_THE_PROGRAM
-        self.send(signal.SIGUSR1)
         until = time.monotonic() + _LOOK_SECONDS
         while time.monotonic() < until and self.is_running():
-            if self._place.stat().st_size > told:  # written at once, in one handler
-                outside = AFTER_THE_PROGRAM if self.began else BEFORE_THE_PROGRAM
-                return place_of(self._place.read_text(encoding="utf-8")[told:]) or outside
-            time.sleep(0.0002)
+            self.send(signal.SIGUSR1)
+            time.sleep(0.001)
+            _, *stacks = self._place.read_bytes()[told:].decode().split(STACK_BEGINS)
+            if stacks and (place := place_of(stacks[0])) is not None:
+                return place
+            if len(stacks) > 1:  # written frame by frame, and so complete only when the next one begins
+                return AFTER_THE_PROGRAM if self.began else BEFORE_THE_PROGRAM
         return "not seen"
 
     def end(self) -> None:

@@ -18,7 +18,7 @@ __all__ = ["BEFORE_HANDLERS", "Loss", "Trial"]
 BEFORE_HANDLERS = (-signal.SIGTERM, -signal.SIGINT, 130)
 """Exit codes of a signal that comes before a process has work to save, or after it has finished."""
 
-_PATIENCE_SECONDS = 180.0
+_PATIENCE_SECONDS = 400.0
 _REAL_START_EVERY = 4
 _START_SECONDS = {True: 8.0, False: 1.5}
 _CHECKPOINT = re.compile(r"(?:\.replaced-)?step-(\d{8})")
