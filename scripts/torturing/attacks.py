@@ -14,8 +14,8 @@ from scripts.torturing.trial import BEFORE_HANDLERS, Loss, Trial
 
 __all__ = ["ATTACKS"]
 
-_FULL_DISK = (0, 1_000, 20_000, 100_000)
-"""Bytes beyond which no file of the process can grow."""
+_FULL_DISK = (0, 1_000, 20_000, 100_000, None)
+"""Bytes beyond which no file of the process can grow; None: no further line fits into metrics.jsonl."""
 
 
 def kill(trial: Trial) -> None:
@@ -47,7 +47,10 @@ def full_disk(trial: Trial) -> None:
     with trial.process() as process, trial.nothing_lost():
         newest = next(iter(trial.intact()), None)
         if trial.wait_for_a_moment(process) and trial.hit("full disk", process):
+            metrics = trial.run / "metrics.jsonl"
             limit = trial.chance.choice(_FULL_DISK)
+            if limit is None:
+                limit = metrics.stat().st_size + 50 if metrics.exists() else 0
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         trial.wait_for_the_end(process)
         trial.check(process, allowed=(0, 2))

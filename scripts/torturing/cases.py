@@ -14,7 +14,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "sgd_momentum_dropout": {
         "model": {"adapter": {"type": "lora", "r": 2, "alpha": 4, "target_modules": ["q_proj"], "dropout": 0.2}},
         "method": {"name": "sgd"},
-        "optimizer": {"learning_rate": 0.05, "momentum": 0.9},
+        "optimizer": {"learning_rate": 1.0, "momentum": 0.9},
         "schedule": {"name": "cosine", "warmup_steps": 5},
     },
     "vamo": {

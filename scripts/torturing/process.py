@@ -167,6 +167,7 @@ def _train(folder: Path, arguments: Sequence[str], output: int, place: Path, *, 
     """What the new process does. It never returns: what comes next is its parent's."""
     code = 1
     try:
+        os.setsid()  # what a terminal sends to this program's group is not meant for it
         os.chdir(folder)
         nothing = os.open(os.devnull, os.O_RDWR)
         for source, target in ((nothing, 0), (nothing, 1), (output, 2)):
