@@ -225,6 +225,7 @@ def test_the_summary_counts() -> None:
     assert "2 rounds, 3 attacks, 4 processes (4 forked), 2 of them resumes or refusals" in " ".join(table[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_five_rounds_lose_nothing(tmp_path: Path) -> None:
     """One of each case, by real processes."""
