@@ -1,6 +1,8 @@
 """Whole runs on a disk that fills up: one line for the user, nothing lost, and the same weights in the end."""
 
 import json
+import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,3 +174,48 @@ def test_a_limit_on_the_size_of_files_is_one_line(workspace: Workspace, capfd: p
     assert "a limit on the size of files" in error
     assert list((workspace.directory() / "checkpoints").iterdir()) == []
     assert workspace.train() == 0
+
+
+def test_no_room_for_temporary_files_is_one_line(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Libraries look for a folder when they are imported, and fail in a way of their own."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    workspace.configure(CONFIG)
+    with largest_file(0):
+        assert workspace.train() == 2
+    (error,) = errors_of(capsys.readouterr().err)
+    assert error.startswith("error: No usable temporary directory found in ['")
+    assert error.endswith("make room there, or name a folder in the variable TMPDIR")
+    assert not (workspace.root / "runs").exists()
+    assert workspace.train() == 0
+
+
+def test_lines_that_wait_for_room_are_in_the_checkpoint(
+    workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every file of a small adapter still fits when metrics.jsonl does not."""
+    workspace.configure({**ADAMW, "model": {"adapter": LORA}, "logging": {"every": "1 steps"}})
+    arguments = ("--set", "training.steps=40", "--set", "checkpoint.every=5 steps")
+    assert workspace.train(*arguments, "--set", "run.name=whole") == 0
+
+    def refuse_more() -> None:
+        size = (workspace.directory() / "metrics.jsonl").stat().st_size
+        assert size > 10_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, before[1]))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, 32, refuse_more)
+            assert workspace.train(*arguments) == 2
+        assert workspace.train(*arguments) == 2, "there is still no room"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for error in errors_of(capfd.readouterr().err):
+        assert "runs/tiny/metrics.jsonl: no room for its last " in error
+        assert "train again with the same settings to go on" in error
+    assert [path.name for path in sorted((workspace.directory() / "checkpoints").iterdir())][-1] == "step-00000040"
+    assert workspace.metrics()[-1]["step"] == 32
+    assert workspace.train(*arguments) == 0
+    assert (workspace.weights(), workspace.metrics()) == (workspace.weights("whole"), workspace.metrics("whole"))

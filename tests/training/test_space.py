@@ -208,10 +208,29 @@ def test_metrics_wait_for_room_in_whole_lines(tmp_path: Path, caplog: pytest.Log
         writer.write({**line, "step": 4})
         assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3, 4]
         length = writer.length
-    with caplog.at_level(logging.WARNING, "vamo_ft"), largest_file(length), MetricsWriter(path) as writer:
-        writer.write(line)
-    assert "1 lines could not be written and are lost" in caplog.text
+    kept: list[str] = []
+
+    def write_two() -> None:
+        with MetricsWriter(path) as writer:
+            writer.write_lines(["belongs to what is cut off\n"])
+            writer.truncate_to(length)
+            writer.write({**line, "step": 5})
+            writer.write({**line, "step": 6})
+            kept.extend(writer.waiting)
+
+    def fail_otherwise() -> None:
+        with MetricsWriter(path) as writer:
+            writer.write(line)
+            raise ZeroDivisionError
+
+    with largest_file(length), pytest.raises(SaveError, match="no room for its last 2 lines"):
+        write_two()
+    with largest_file(length), pytest.raises(ZeroDivisionError):
+        fail_otherwise()
     assert path.read_bytes().count(b"\n") == 4
+    with MetricsWriter(path) as writer:
+        writer.write_lines(kept)
+    assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_seed_log_waits_for_room_in_whole_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

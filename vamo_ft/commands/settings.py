@@ -1,6 +1,7 @@
 """What a command knows before any heavy library is loaded: its configuration, and whether it may use the network."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def load_settings(config_path: Path, *, overrides: Sequence[str]) -> RunConfig:
 
     Raises:
         ConfigError: with every problem found.
+        UsageError: there is no room for temporary files, which those libraries ask for when imported.
     """
     return _made_known(load_config(config_path, overrides=overrides)).config
 
@@ -58,6 +60,10 @@ def load_comparison(
 
 
 def _made_known(loaded: LoadedConfig) -> LoadedConfig:
+    try:
+        tempfile.gettempdir()  # remembered, so that a disk that fills from here on does not matter
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.strerror}: make room there, or name a folder in the variable TMPDIR") from None
     if loaded.config.run.offline:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     return loaded

@@ -98,7 +98,7 @@ class MetricsLogger(Callback):
         self._tokens, self._seconds = state.tokens, state.seconds
 
     def state_dict(self) -> StateDict:
-        """The sums since the last line, and how much of the file belongs to the run so far."""
+        """The sums since the last line, how much of the file belongs to the run so far, and what waits for room."""
         self._writer.flush()
         return {
             "loss_sum": self._loss_sum,
@@ -106,6 +106,7 @@ class MetricsLogger(Callback):
             "tokens": self._tokens,
             "seconds": self._seconds,
             "length": self._writer.length,
+            "waiting": self._writer.waiting,
         }
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -113,6 +114,7 @@ class MetricsLogger(Callback):
         self._loss_sum, self._losses = state["loss_sum"], state["losses"]
         self._tokens, self._seconds = state["tokens"], state["seconds"]
         self._writer.truncate_to(state["length"])
+        self._writer.write_lines(state.get("waiting", []))  # checkpoints of earlier versions have none
 
 
 class Evaluator(Callback):

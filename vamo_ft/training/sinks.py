@@ -5,10 +5,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from vamo_ft.core.errors import SaveError
 
 __all__ = ["MetricsWriter", "finite"]
 
@@ -20,7 +22,8 @@ class MetricsWriter:
 
     Every line is standard JSON, which has no word for NaN and infinity: numbers that are not finite become null. A
     line reaches the operating system when it is written, and the disk at `flush`. Where it cannot be written, on a full
-    disk, it waits in memory for the next one, with a warning; the file never ends within a line.
+    disk, it waits in memory for the next one, with a warning; the file never ends within a line. What waits belongs
+    into a checkpoint, and what still waits at the end is an error, so that no line is lost.
 
     Args:
         listeners: are given every record too.
@@ -48,20 +51,34 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.flush()
+        self._file.close()
+        if self._waiting and error is None:
+            raise SaveError(
+                f"{self._path}: no room for its last {len(self._waiting)} lines; the checkpoints stay: make room, and "
+                "train again with the same settings to go on"
+            )
 
     @property
     def length(self) -> int:
         """Bytes of all records so far; what a checkpoint keeps for `truncate_to`."""
         return os.fstat(self._file.fileno()).st_size
 
+    @property
+    def waiting(self) -> list[str]:
+        """Lines for which there was no room yet."""
+        return [line.decode() for line in self._waiting]
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line."""
-        line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-        self._waiting.append(line.encode())
-        self._write_waiting()
+        self.write_lines([json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"])
         for listener in self._listeners:
             listener(record)
+
+    def write_lines(self, lines: Iterable[str]) -> None:
+        """Appends lines as they are, such as those that were `waiting` when a checkpoint was saved."""
+        self._waiting += [line.encode() for line in lines]
+        self._write_waiting()
 
     def flush(self) -> None:
         """Makes what was written durable, as far as the disk has room."""
@@ -94,9 +111,10 @@ class MetricsWriter:
     def truncate_to(self, length: int) -> None:
         """Goes back to `length` bytes, as a resume does, so that no step is in the file twice.
 
-        What is cut off is appended to `metrics.discarded.jsonl` beside it first. A file that is shorter than `length`
-        is left as it is, up to its last whole line, with a warning.
+        What is cut off is appended to `metrics.discarded.jsonl` beside it first, and what waits is forgotten. A file
+        that is shorter than `length` is left as it is, up to its last whole line, with a warning.
         """
+        self._waiting.clear()
         surplus = self.length - length
         if surplus < 0:
             _log.warning("%s: %d bytes shorter than the checkpoint says; lines were lost", self._path, -surplus)
@@ -112,13 +130,6 @@ class MetricsWriter:
             os.fsync(target.fileno())
         self._file.truncate(length)
         self.flush()
-
-    def close(self) -> None:
-        """Flushes and closes the file; lines for which there is no room are lost, with a warning."""
-        self.flush()
-        if self._waiting:
-            _log.warning("%s: %d lines could not be written and are lost", self._path, len(self._waiting))
-        self._file.close()
 
 
 def finite(value: Any) -> Any:
