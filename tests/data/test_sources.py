@@ -141,7 +141,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         rows_of(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["name", "revision", "split"])
+@pytest.mark.parametrize("key", ["name", "revision"])
 def test_keys_of_the_hub_are_refused_for_a_file(tmp_path: Path, key: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"x": 1}])
     with pytest.raises(DataError, match=rf"a local file has no {key}; leave it out"):

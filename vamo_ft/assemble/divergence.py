@@ -1,5 +1,6 @@
 """What is said when a run diverges, and what keeps a diverged state from being saved."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vamo_ft.config.data import DataSetConfig
@@ -7,7 +8,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.protocols import SampleSource
-from vamo_ft.data.sources import row_places
+from vamo_ft.data.places import sample_places
 from vamo_ft.training.state import RunState
 
 __all__ = ["check_weights", "explained"]
@@ -30,24 +31,27 @@ def check_weights(parameters: TrainableParameters, source: SampleSource, state: 
         )
 
 
-def explained(error: DivergenceError, config: RunConfig, *, checkpoint: Path | None, advice: str) -> DivergenceError:
+def explained(
+    error: DivergenceError, config: RunConfig, *, sizes: Sequence[int], checkpoint: Path | None, advice: str
+) -> DivergenceError:
     """The error with the samples' places in the data, and the checkpoint that is left.
 
     Args:
+        sizes: samples of each training set.
         checkpoint: the newest intact one.
         advice: what to do.
     """
     parts = [str(error)]
     if error.samples:
-        parts.append(f"its samples: {_listed(error.samples, config.data.train)}")
+        parts.append(f"its samples: {_listed(error.samples, config.data.training_sets, sizes)}")
     parts.append("there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}")
     return DivergenceError("; ".join([*parts, advice]), step=error.step, samples=error.samples)
 
 
-def _listed(samples: tuple[int, ...], data: DataSetConfig) -> str:
+def _listed(samples: tuple[int, ...], data_sets: Sequence[DataSetConfig], sizes: Sequence[int]) -> str:
     shown = samples[:_SHOWN]
     try:
-        places = row_places(data, shown)
+        places = sample_places(data_sets, sizes, shown)
         words = [f"{index} ({place})" for index, place in zip(shown, places, strict=True)]
     except (VamoFtError, OSError):  # the file is not there any more, or another one
         words = [str(index) for index in shown]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from vamo_ft import __version__
+from vamo_ft.assemble.data import build_cache, tell_mixture
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.divergence import check_weights
 from vamo_ft.assemble.method import build_estimator, build_update_rule
@@ -52,12 +53,17 @@ _WATCHED = 8  # samples among which one is chosen
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run, ready to start or to go on."""
+    """A run, ready to start or to go on.
+
+    Attributes:
+        set_sizes: samples of each training set.
+    """
 
     trainer: Trainer
     loaded: LoadedModel
     parameters: TrainableParameters
     evaluator: Evaluator | None
+    set_sizes: tuple[int, ...]
 
     @property
     def device_name(self) -> str:
@@ -86,9 +92,16 @@ class Parts:
 
 
 def build_parts(
-    config: RunConfig, *, weights: Path | None, stop_requested: Callable[[], bool] = lambda: False
+    config: RunConfig,
+    *,
+    weights: Path | None,
+    use_cache: bool = True,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
+
+    Args:
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         DataError: model or data are not what the configuration says.
@@ -107,8 +120,10 @@ def build_parts(
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
+        cache=build_cache(loaded) if use_cache else None,
         stop_requested=stop_requested,
     )
+    tell_mixture(source.mixture)
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
     if source.data.num_truncated:
@@ -144,7 +159,10 @@ def build_run(
         changes += check_base(checkpoint, base_fingerprint(config.model), allow=allow_changes)
         tell_version(checkpoint, __version__)
     parts = build_parts(
-        config, weights=checkpoint.model_dir if checkpoint else None, stop_requested=surroundings.stop_requested
+        config,
+        weights=checkpoint.model_dir if checkpoint else None,
+        use_cache=surroundings.use_cache,
+        stop_requested=surroundings.stop_requested,
     )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
@@ -166,7 +184,7 @@ def build_run(
         due=due(config.logging.every, source),
         num_steps=num_steps,
         ledger=parts.ledger,
-        samples_per_epoch=source.num_samples,
+        samples_per_epoch=source.samples_per_epoch,
     )
     evaluator = (
         None if held_out is None else _build_evaluator(config, objective, held_out, runtime, surroundings, source)
@@ -250,13 +268,18 @@ def build_run(
         stop_requested=surroundings.stop_requested,
         state=state,
     )
-    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator)
+    return Run(
+        trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, set_sizes=source.mixture.sizes
+    )
 
 
 def evaluate_model(
-    config: RunConfig, data_set: DataSetConfig, *, weights: Path, progress: Progress
+    config: RunConfig, data_set: DataSetConfig, *, weights: Path, progress: Progress, use_cache: bool = True
 ) -> EvaluationResult:
     """Loss and scores on `data_set` of the model saved in `weights`.
+
+    Args:
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         DataError: model or data are not what the configuration says.
@@ -272,6 +295,7 @@ def evaluate_model(
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
+        cache=build_cache(loaded) if use_cache else None,
     )
     _check_positions(loaded, held_out)
     _check_vocabulary(config, loaded, held_out)

@@ -33,7 +33,13 @@ _log = logging.getLogger("vamo_ft")
 
 
 def train(
-    config: RunConfig, *, resume: str, fresh: bool, allow_changes: bool = False, ends_process: bool = False
+    config: RunConfig,
+    *,
+    resume: str,
+    fresh: bool,
+    allow_changes: bool = False,
+    use_cache: bool = True,
+    ends_process: bool = False,
 ) -> None:
     """Trains, or goes on with the run directory's newest intact checkpoint.
 
@@ -41,6 +47,7 @@ def train(
         resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
         fresh: take another name, `<name>-2` and so on, if the first one's directory exists.
         allow_changes: go on from a checkpoint's folder with settings, data or a base model that differ from its own.
+        use_cache: keep tokens, and take them from where they were kept.
         ends_process: nothing follows in this process.
 
     Raises:
@@ -56,7 +63,13 @@ def train(
     signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
     try:
         _train_or_resume(
-            config, directory, resume=resume, taken_over=taken_over, signals=signals, allow_changes=allow_changes
+            config,
+            directory,
+            resume=resume,
+            taken_over=taken_over,
+            signals=signals,
+            allow_changes=allow_changes,
+            use_cache=use_cache,
         )
     finally:
         directory.unlock()
@@ -70,6 +83,7 @@ def _train_or_resume(
     taken_over: str | None,
     signals: StopSignals,
     allow_changes: bool,
+    use_cache: bool,
 ) -> None:
     with _write_errors_explained(directory):
         if resume == "auto" and _is_finished(directory, config):
@@ -82,7 +96,15 @@ def _train_or_resume(
             for warning in config_warnings(config):
                 _log.warning("%s", warning)
             checkpoint = _starting_point(directory, resume)
-            _train(config, directory, checkpoint, console=console, signals=signals, allow_changes=allow_changes)
+            _train(
+                config,
+                directory,
+                checkpoint,
+                console=console,
+                signals=signals,
+                allow_changes=allow_changes,
+                use_cache=use_cache,
+            )
 
 
 @contextmanager
@@ -108,6 +130,7 @@ def _train(
     console: Console,
     signals: StopSignals,
     allow_changes: bool,
+    use_cache: bool,
 ) -> None:
     with MetricsWriter(directory.metrics) as writer:
         if checkpoint is None:
@@ -116,6 +139,7 @@ def _train(
             checkpoints=directory.checkpoints,
             seed_log=directory.seed_log,
             writer=writer,
+            use_cache=use_cache,
             progress=ConsoleProgress(console),
             stop_requested=signals.requested,
         )
@@ -208,7 +232,7 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> N
     """Writes the model aside and puts it in place of an older one."""
     aside = directory.model.with_name(".model.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    facts = {"base model": config.model.path, "training data": config.data.train.path, "method": config.method.name}
+    facts = {"base model": config.model.path, "training data": config.data.training_paths, "method": config.method.name}
     if run.evaluator is not None:
         facts |= {name: f"{value:.4f}" for name, value in run.evaluator.history[-1].items() if name != "step"}
     try:
