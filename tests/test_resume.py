@@ -21,6 +21,8 @@ from vamo_ft.estimators.table import DerivativeTable
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.training.trainer import Trainer
 
+MIXTURE = {"train": [{"path": "train.jsonl", "weight": 1}, {"path": "eval.jsonl", "weight": 2, "limit": 8}]}
+
 METHODS: dict[str, dict[str, Any]] = {
     "adamw_accumulation": {"training": {"micro_batch_size": 4}},
     "adamw_lora_dropout": {"model": {"adapter": {**LORA, "dropout": 0.2}}},
@@ -48,6 +50,8 @@ METHODS: dict[str, dict[str, Any]] = {
         },
         "training": {"steps": 20},
     },
+    "vamo_mixture": {**VAMO, "data": MIXTURE},
+    "svrg_mixture": {"method": {"name": "svrg", "snapshot": {"every": "4 steps"}}, "data": MIXTURE},
     "vamo_recompute": {**VAMO, "method": {**VAMO["method"], "source": "recompute", "snapshot": {"every": "1 epoch"}}},
     "vamo_literal": {
         "model": {"adapter": LORA},
