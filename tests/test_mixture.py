@@ -1,18 +1,23 @@
 """Runs on several data sets, and runs that take their tokens from the cache."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.tiny import byte_tokenizer, sentiment_rows, write_jsonl
 from tests.workspace import Workspace
 from vamo_ft.cli import run
+from vamo_ft.config.data import DataConfig
+from vamo_ft.config.yaml_text import parse_yaml
 from vamo_ft.core.types import Batch, LossTerms
 from vamo_ft.data.mixture import MixedOrder, Mixture
-from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.data.places import sample_places
+from vamo_ft.data.samples import TrainingSamples, load_samples
 from vamo_ft.objectives.classification import VerbaliserClassification
 
 MIXED: dict[str, Any] = {
@@ -126,6 +131,50 @@ def test_every_data_set_may_have_a_format(mixed: Workspace, monkeypatch: pytest.
     )
     assert mixed.train() == 0
     assert found == ["bad It was| bad", "one|two</s>"]
+
+
+def test_packed_samples_of_several_data_sets_know_their_rows(mixed: Workspace) -> None:
+    """Rows are packed within their data set, so that a weight is the share of one."""
+    pairs = {"type": "prompt_completion", "prompt": "{sentence}", "completion": " {label}"}
+    config = DataConfig(
+        train=[
+            {"path": "train.jsonl", "limit": 6, "weight": 1},
+            {"path": "other.csv", "columns": {"sentence": "text", "label": "class"}, "split": "train[2:]", "weight": 3},
+        ],
+        format=pairs,
+        packing=True,
+        max_length=60,
+    )
+    source, _ = load_samples(
+        config, byte_tokenizer(), task="causal_lm", batch_size=2, seed=0, position_ids=True, offline=True
+    )
+    first, second = source.mixture.sizes
+    assert 1 < first < 6
+    origins = [source.origin(index) for index in range(source.num_samples)]
+    assert [number for number, _ in origins] == [0] * first + [1] * second
+    for number, count in enumerate((6, 6)):
+        assert sorted(row for owner, rows in origins if owner == number for row in rows) == list(range(count))
+    places = sample_places(config.training_sets, origins)
+    assert places[0][0] == "train.jsonl:1"
+    assert places[first][0] == "other.csv, row 3"
+
+
+def test_keys_of_a_format_look_at_every_data_sets_own() -> None:
+    words = {"type": "classification", "template": "{a}", "labels": {"0": "b", "1": "c"}}
+    with pytest.raises(ValidationError, match="packing: a classification"):
+        DataConfig(train=[{"path": "a"}, {"path": "b", "format": words}], format={"type": "text"}, packing=True)
+    with pytest.raises(ValidationError, match="chat_template: is used by"):
+        DataConfig(train=[{"path": "a"}, {"path": "b"}], format={"type": "text"}, chat_template="x")
+    chat = {"path": "b", "format": {"type": "chat"}}
+    assert DataConfig(train=[{"path": "a"}, chat], format={"type": "text"}, chat_template="x").training_sets[1].format
+
+
+def test_the_readmes_data_sets_are_valid() -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(data:\n.*?)```", readme, flags=re.DOTALL)
+    config = DataConfig.model_validate(parse_yaml(block).values["data"])
+    assert config.weights == (2.0, 1.0, 1.0)
+    assert config.training_sets[2].streaming
 
 
 REFUSED = [

@@ -28,8 +28,8 @@ def rich_data() -> TokenizedData:
     writer = TokenWriter()
     writer.append([5, 6, 7], ((1, 2), (2, 3)), label=1, options=((7,), (8, 9)), references=("a", "ü\u2028"))
     writer.append([8], (), truncated=True)
-    writer.append([1, 2, 3, 4], ((1, 4),), documents=(2, 4))
-    writer.skip(2)
+    writer.append([1, 2, 3, 4], ((1, 4),), documents=(2, 4), rows=(4, 2))
+    writer.skip()
     return writer.finish()
 
 

@@ -1,10 +1,12 @@
 """The order of a mixture, against a transcription that keeps the state of every data set."""
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 
+from vamo_ft.data.examples import TokenWriter, concatenated
 from vamo_ft.data.mixture import MixedOrder, Mixture
 from vamo_ft.data.order import SampleOrder, permutation
 
@@ -92,6 +94,29 @@ def test_data_sets_lie_mixed_and_seeds_differ() -> None:
     assert {index < 40 for index in first[:20]} == {True, False}
     assert [index for index in first if index < 40] != [index - 40 for index in first if index >= 40]
     assert first != MixedOrder(Mixture((40, 40), (1.0, 1.0)), batch_size=80, seed=2).step_indices(0)
+
+
+def test_samples_of_several_data_sets_are_numbered_through() -> None:
+    parts = []
+    for seed in range(3):
+        writer = TokenWriter()
+        writer.skip()
+        for index in range(seed + 1):
+            row = [seed, index, 7, 8]
+            if index == 0:
+                writer.append(row, ((1, 2), (3, 4)), label=seed, options=((seed,), (9,)), references=(f"r{seed}",))
+            else:
+                writer.append(row, ((2, 4),), documents=(2, 4), rows=(2 * index, 3 + seed), truncated=True)
+        parts.append(writer.finish())
+    whole = concatenated(parts)
+    pairs = [(part, index) for part in parts for index in range(len(part))]
+    assert [whole[number] for number in range(6)] == [
+        replace(part[index], index=number) for number, (part, index) in enumerate(pairs)
+    ]
+    assert [whole.rows_of(number) for number in range(6)] == [part.rows_of(index) for part, index in pairs]
+    assert (len(whole), whole.num_truncated, whole.num_skipped) == (6, 3, 3)
+    assert [Mixture((1, 2, 3)).owner(number) for number in range(6)] == [0, 1, 1, 2, 2, 2]
+    assert concatenated(parts[:1]) is parts[0]
 
 
 def test_a_single_data_set_and_a_list_without_weights_keep_their_order() -> None:

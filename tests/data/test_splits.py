@@ -83,13 +83,12 @@ def test_places_of_several_data_sets(tmp_path: Path) -> None:
         DataSetConfig(path="owner/name"),
         DataSetConfig(path=str(b), split="train[5:]"),
     ]
-    assert sample_places(sets, (3, 2, 5), [8, 0, 4, 2, 3, 5]) == [
-        f"{b}:9",
-        f"{a}:1",
-        "owner/name, row 2",
-        f"{a}:3",
-        "owner/name, row 1",
-        f"{b}:6",
+    assert sample_places(sets, [(2, (3,)), (0, (0,)), (1, (1,)), (0, (2, 0, 2)), (2, (0, 1))]) == [
+        [f"{b}:9"],
+        [f"{a}:1"],
+        ["owner/name, row 2"],
+        [f"{a}:3", f"{a}:1", f"{a}:3"],
+        [f"{b}:6", f"{b}:7"],
     ]
 
 

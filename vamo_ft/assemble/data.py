@@ -1,20 +1,23 @@
 """What the data of a run needs from its surroundings, and what is told of it."""
 
 import logging
+from typing import TYPE_CHECKING
 
 from vamo_ft.data.cache import TokenCache, cache_folder
 from vamo_ft.data.mixture import Mixture
 from vamo_ft.models.fingerprint import tokenizer_fingerprint
-from vamo_ft.models.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["build_cache", "tell_mixture"]
 
 _log = logging.getLogger("vamo_ft")
 
 
-def build_cache(loaded: LoadedModel) -> TokenCache:
-    """Of what the model's tokenizer makes of data sets."""
-    return TokenCache(cache_folder(), tokenizer_fingerprint(loaded.tokenizer))
+def build_cache(tokenizer: "PreTrainedTokenizerBase") -> TokenCache:
+    """Of what a tokenizer makes of data sets."""
+    return TokenCache(cache_folder(), tokenizer_fingerprint(tokenizer))
 
 
 def tell_mixture(mixture: Mixture) -> None:

@@ -1,6 +1,6 @@
 """What is said when a run diverges, and what keeps a diverged state from being saved."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vamo_ft.config.data import DataSetConfig
@@ -8,6 +8,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.protocols import SampleSource
+from vamo_ft.data.mixture import Origin
 from vamo_ft.data.places import sample_places
 from vamo_ft.training.state import RunState
 
@@ -32,28 +33,39 @@ def check_weights(parameters: TrainableParameters, source: SampleSource, state: 
 
 
 def explained(
-    error: DivergenceError, config: RunConfig, *, sizes: Sequence[int], checkpoint: Path | None, advice: str
+    error: DivergenceError,
+    config: RunConfig,
+    *,
+    origin: Callable[[int], Origin],
+    checkpoint: Path | None,
+    advice: str,
 ) -> DivergenceError:
     """The error with the samples' places in the data, and the checkpoint that is left.
 
     Args:
-        sizes: samples of each training set.
+        origin: tells the rows that a sample comes from.
         checkpoint: the newest intact one.
         advice: what to do.
     """
     parts = [str(error)]
     if error.samples:
-        parts.append(f"its samples: {_listed(error.samples, config.data.training_sets, sizes)}")
+        parts.append(f"its samples: {_listed(error.samples, origin, config.data.training_sets)}")
     parts.append("there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}")
     return DivergenceError("; ".join([*parts, advice]), step=error.step, samples=error.samples)
 
 
-def _listed(samples: tuple[int, ...], data_sets: Sequence[DataSetConfig], sizes: Sequence[int]) -> str:
-    shown = samples[:_SHOWN]
+def _listed(samples: tuple[int, ...], origin: Callable[[int], Origin], data_sets: Sequence[DataSetConfig]) -> str:
+    shown = {index: origin(index) for index in samples[:_SHOWN]}
     try:
-        places = sample_places(data_sets, sizes, shown)
-        words = [f"{index} ({place})" for index, place in zip(shown, places, strict=True)]
+        places = sample_places(data_sets, [(number, rows[:_SHOWN]) for number, rows in shown.values()])
+        words = [
+            f"{index} ({_joined(own, len(rows))})"
+            for (index, (_, rows)), own in zip(shown.items(), places, strict=True)
+        ]
     except (VamoFtError, OSError):  # the file is not there any more, or another one
         words = [str(index) for index in shown]
-    more = len(samples) - len(shown)
-    return ", ".join(words) + (f" and {more} more" if more else "")
+    return _joined(words, len(samples))
+
+
+def _joined(words: Sequence[str], count: int) -> str:
+    return ", ".join(words) + (f" and {count - len(words)} more" if count > len(words) else "")

@@ -28,10 +28,12 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
+from vamo_ft.data.mixture import Origin
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
+from vamo_ft.models.packing import check_packing
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
@@ -53,17 +55,13 @@ _WATCHED = 8  # samples among which one is chosen
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run, ready to start or to go on.
-
-    Attributes:
-        set_sizes: samples of each training set.
-    """
+    """A run, ready to start or to go on; `origin` tells the rows of the training data that a sample comes from."""
 
     trainer: Trainer
     loaded: LoadedModel
     parameters: TrainableParameters
     evaluator: Evaluator | None
-    set_sizes: tuple[int, ...]
+    origin: Callable[[int], Origin]
 
     @property
     def device_name(self) -> str:
@@ -110,6 +108,8 @@ def build_parts(
     """
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
+    if config.data.packing:
+        check_packing(loaded, path=config.model.path)
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -120,14 +120,13 @@ def build_parts(
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
-        cache=build_cache(loaded) if use_cache else None,
+        cache=build_cache(loaded.tokenizer) if use_cache else None,
         stop_requested=stop_requested,
     )
     tell_mixture(source.mixture)
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
-    if source.data.num_truncated:
-        _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
+    _tell_what_is_lost(source)
     objective = build_objective(config, loaded)
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
@@ -268,9 +267,7 @@ def build_run(
         stop_requested=surroundings.stop_requested,
         state=state,
     )
-    return Run(
-        trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, set_sizes=source.mixture.sizes
-    )
+    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, origin=source.origin)
 
 
 def evaluate_model(
@@ -295,7 +292,7 @@ def evaluate_model(
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
-        cache=build_cache(loaded) if use_cache else None,
+        cache=build_cache(loaded.tokenizer) if use_cache else None,
     )
     _check_positions(loaded, held_out)
     _check_vocabulary(config, loaded, held_out)
@@ -315,6 +312,13 @@ def _courses(config: RunConfig) -> list[str]:
     if isinstance(config.method, SvrgConfig) and config.method.alpha_decay != "none":
         courses.append(f"{config.method.alpha_decay} decay of method.alpha")
     return courses
+
+
+def _tell_what_is_lost(source: TrainingSamples) -> None:
+    if source.data.num_truncated:
+        _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, source.num_samples)
+    if source.data.num_skipped:
+        _log.info("rows of the training data left out, since nothing in them is learnt: %d", source.data.num_skipped)
 
 
 def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:

@@ -10,7 +10,7 @@ from vamo_ft.config.section import Section
 class ClassificationFormat(Section):
     """Label words after a prompt (causal_lm), or a classifier head (sequence_classification)."""
 
-    type: Literal["classification"] = Field(description="classification, or prompt_completion")
+    type: Literal["classification"] = Field(description="classification, prompt_completion, chat or text")
     template: str = Field(description="the prompt, with columns in braces: '{sentence} It was'")
     label: str = Field("label", description="column of the label")
     labels: dict[str, str] = Field(
@@ -34,12 +34,36 @@ class ClassificationFormat(Section):
 class PromptCompletionFormat(Section):
     """A prompt and the text to learn; the end-of-text token is appended to the completion."""
 
-    type: Literal["prompt_completion"] = Field(description="prompt_completion, or classification")
+    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification, chat or text")
     prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
     completion: str = Field("{completion}", description="the text to learn, with columns in braces")
 
 
-FormatConfig = Annotated[ClassificationFormat | PromptCompletionFormat, Field(discriminator="type")]
+class ChatFormat(Section):
+    """Conversations through the tokenizer's chat template; what the assistant says is learnt."""
+
+    type: Literal["chat"] = Field(description="chat, classification, prompt_completion or text")
+    messages: str = Field(
+        "messages",
+        description="column of the conversation: a list of {role, content}, or of ShareGPT's {from, value}",
+    )
+    tools: str | None = Field(None, description="column of the tools that the template is given; null: none")
+    system: str | None = Field(None, description="system turn of conversations that have none; null: none")
+    train_on: Literal["assistant", "last"] = Field(
+        "assistant", description="assistant (all its turns), or last (its last turn alone)"
+    )
+
+
+class TextFormat(Section):
+    """Plain documents, learnt from their second token on; the end-of-text token is appended."""
+
+    type: Literal["text"] = Field(description="text, classification, prompt_completion or chat")
+    column: str = Field("text", description="column of the document")
+
+
+FormatConfig = Annotated[
+    ClassificationFormat | PromptCompletionFormat | ChatFormat | TextFormat, Field(discriminator="type")
+]
 
 
 def same_classes(one: FormatConfig, other: FormatConfig) -> bool:
@@ -106,7 +130,19 @@ class DataConfig(Section):
     train: TrainingSets = Field(description="training data: one data set, or a list of several")
     evaluation: DataSetConfig | None = Field(None, description="held-out data; null evaluates nothing")
     format: FormatConfig = Field(description="how a row becomes a prompt and the supervised text")
-    max_length: int = Field(512, ge=2, description="tokens per sample; longer prompts lose their beginning")
+    max_length: int = Field(
+        512,
+        ge=2,
+        description="tokens per sample. Longer prompts lose their beginning, conversations and documents their end; "
+        "with packing, documents are cut into several",
+    )
+    packing: bool = Field(
+        False,
+        description="fill training samples up to max_length with several rows, which neither see nor shift each other",
+    )
+    chat_template: str | None = Field(
+        None, min_length=1, description="Jinja file or text in place of the tokenizer's chat template; saved with it"
+    )
 
     @property
     def training_sets(self) -> tuple[DataSetConfig, ...]:
@@ -151,4 +187,13 @@ class DataConfig(Section):
         own = None if self.evaluation is None else self.evaluation.format
         if own is not None and own.type != self.format.type:
             raise ValueError(f"evaluation.format.type: must be that of data.format, {self.format.type}")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_belong_to_format(self) -> "DataConfig":
+        formats = [each.format or self.format for each in self.training_sets]
+        if self.chat_template is not None and not any(isinstance(each, ChatFormat) for each in formats):
+            raise ValueError("chat_template: is used by format.type: chat alone; leave it out")
+        if self.packing and any(isinstance(each, ClassificationFormat) for each in formats):
+            raise ValueError("packing: a classification scores its samples one by one; leave it out")
         return self

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, chain
 
 __all__ = ["Example", "Ids", "Spans", "TokenWriter", "TokenizedData", "concatenated"]
 
@@ -68,6 +68,7 @@ class TokenizedData:
         options: tokens of the options of the samples that have their own.
         references: right answers of the samples that name them.
         documents: ends of the packed documents of the samples that consist of several.
+        rows: number of the row, counted from 0, that each sample comes from, and each document of a packed one.
         num_truncated: samples that were cut to the maximum length.
         num_skipped: rows of the data set that were left out, since nothing in them is supervised.
     """
@@ -80,6 +81,7 @@ class TokenizedData:
     options: Mapping[int, tuple[Ids, ...]]
     references: Mapping[int, tuple[str, ...]]
     documents: Mapping[int, Ids]
+    rows: "array[int]"
     num_truncated: int
     num_skipped: int
 
@@ -120,6 +122,17 @@ class TokenizedData:
         first, last = _bounds(self.span_ends, index)
         return sum(self.spans[first + 1 : last : 2]) - sum(self.spans[first:last:2])
 
+    def rows_of(self, index: int) -> Ids:
+        """Numbers of the rows of the data set, counted from 0, that a sample comes from."""
+        start, end = _bounds(self._row_ends, index)
+        return tuple(self.rows[start:end])
+
+    @cached_property
+    def _row_ends(self) -> Sequence[int]:
+        if not self.documents:
+            return range(1, len(self) + 1)
+        return array("q", accumulate(len(self.documents.get(index, (0,))) for index in range(len(self))))
+
     @property
     def largest_token(self) -> int:
         """The largest id that occurs; -1 where there is none."""
@@ -149,6 +162,8 @@ class TokenWriter:
         self._options: dict[int, tuple[Ids, ...]] = {}
         self._references: dict[int, tuple[str, ...]] = {}
         self._documents: dict[int, Ids] = {}
+        self._rows = array("q")
+        self._next_row = 0
         self._num_truncated = 0
         self._num_skipped = 0
 
@@ -156,6 +171,11 @@ class TokenWriter:
     def num_samples(self) -> int:
         """Samples so far."""
         return len(self._labels)
+
+    @property
+    def next_row(self) -> int:
+        """The first row of the data set, counted from 0, that is neither in a sample nor left out."""
+        return self._next_row
 
     def append(
         self,
@@ -166,9 +186,14 @@ class TokenWriter:
         options: tuple[Ids, ...] = (),
         references: tuple[str, ...] = (),
         documents: Ids = (),
+        rows: Ids | None = None,
         truncated: bool = False,
     ) -> None:
-        """Adds one sample; see `Example`."""
+        """Adds one sample; see `Example`.
+
+        Args:
+            rows: of the data set that it comes from, one for each document; None: the next one.
+        """
         assert not supervised or (supervised[0][0] > 0 and supervised[-1][1] == len(token_ids))
         index = self.num_samples
         self._tokens.extend(token_ids)
@@ -183,11 +208,15 @@ class TokenWriter:
             self._references[index] = references
         if documents:
             self._documents[index] = documents
+        rows = (self._next_row,) if rows is None else rows
+        self._rows.extend(rows)
+        self._next_row = max(self._next_row, max(rows) + 1)
         self._num_truncated += truncated
 
-    def skip(self, rows: int = 1) -> None:
-        """Leaves rows out."""
-        self._num_skipped += rows
+    def skip(self) -> None:
+        """Leaves the next row out."""
+        self._next_row += 1
+        self._num_skipped += 1
 
     def finish(self) -> TokenizedData:
         """All samples."""
@@ -200,13 +229,14 @@ class TokenWriter:
             self._options,
             self._references,
             self._documents,
+            self._rows,
             self._num_truncated,
             self._num_skipped,
         )
 
 
 def concatenated(parts: Sequence[TokenizedData]) -> TokenizedData:
-    """The samples of several data sets in turn, numbered through."""
+    """The samples of several data sets in turn, numbered through; rows keep their numbers in their own data set."""
     if len(parts) == 1:
         return parts[0]
     starts = [0, *accumulate(map(len, parts))]
@@ -226,6 +256,7 @@ def concatenated(parts: Sequence[TokenizedData]) -> TokenizedData:
         labels=tuple(label for part in parts for label in part.labels),
         options={start + index: own for start, part in placed for index, own in part.options.items()},
         references={start + index: own for start, part in placed for index, own in part.references.items()},
+        rows=array("q", chain.from_iterable(part.rows for part in parts)),
         documents={start + index: own for start, part in placed for index, own in part.documents.items()},
         num_truncated=sum(part.num_truncated for part in parts),
         num_skipped=sum(part.num_skipped for part in parts),

@@ -3,6 +3,7 @@
 Shapes: n_k samples of data set k, m_k of them in an epoch, M = sum_k m_k.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from vamo_ft.data.order import permutation, take
 
-__all__ = ["MixedOrder", "Mixture"]
+__all__ = ["MixedOrder", "Mixture", "Origin"]
+
+Origin = tuple[int, tuple[int, ...]]
+"""Number of a data set, and numbers of rows in it, both counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,10 @@ class Mixture:
 
     sizes: tuple[int, ...]
     weights: tuple[float, ...] | None = None
+
+    def owner(self, index: int) -> int:
+        """Number of the data set that a sample belongs to."""
+        return bisect_right(list(accumulate(self.sizes)), index)
 
     @property
     def draws(self) -> tuple[int, ...]:
@@ -53,6 +61,7 @@ class MixedOrder:
 
     def __init__(self, mixture: Mixture, *, batch_size: int, seed: int) -> None:
         assert min(mixture.sizes) > 0 and batch_size > 0
+        self._mixture = mixture
         self._sizes = mixture.sizes
         self._draws = mixture.draws
         self._batch_size = batch_size
@@ -71,7 +80,7 @@ class MixedOrder:
 
     def frequency(self, index: int) -> float:
         """How often a sample is drawn, relative to the mean over all: `(m_k / n_k) / (M / n)`."""
-        return next(frequency for end, frequency in zip(self._ends, self._frequencies, strict=True) if index < end)
+        return self._frequencies[self._mixture.owner(index)]
 
     def step_indices(self, step: int) -> tuple[int, ...]:
         """The samples of step `step`, counted from 0."""

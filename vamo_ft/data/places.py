@@ -1,36 +1,33 @@
 """Where samples stand in the data, for messages."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import chain
 from os.path import exists, expanduser
 from pathlib import Path
 
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.errors import DataError
+from vamo_ft.data.mixture import Origin
 from vamo_ft.data.sources import local_files, numbered_lines, read_rows
 from vamo_ft.data.splits import is_whole, select
 
 __all__ = ["row_places", "sample_places"]
 
 
-def sample_places(data_sets: Sequence[DataSetConfig], sizes: Sequence[int], indices: Sequence[int]) -> list[str]:
-    """Where samples of several data sets stand, which are numbered through.
+def sample_places(data_sets: Sequence[DataSetConfig], origins: Sequence[Origin]) -> list[list[str]]:
+    """Where the rows of samples stand, of several data sets.
 
     Args:
-        sizes: samples of each data set.
+        origins: of each sample.
 
     Raises:
         DataError: the data is not what it was when the rows were loaded.
     """
-    ends = list(accumulate(sizes))
-    found: dict[int, str] = {}
-    for number, (data_set, size, end) in enumerate(zip(data_sets, sizes, ends, strict=True)):
-        own = [index for index in dict.fromkeys(indices) if bisect_right(ends, index) == number]
-        if own:
-            places = row_places(data_set, [index - (end - size) for index in own])
-            found.update(zip(own, places, strict=True))
-    return [found[index] for index in indices]
+    found: dict[int, dict[int, str]] = {}
+    for number, data_set in enumerate(data_sets):
+        wanted = sorted({row for owner, rows in origins if owner == number for row in rows})
+        found[number] = dict(zip(wanted, row_places(data_set, wanted), strict=True)) if wanted else {}
+    return [[found[number][row] for row in rows] for number, rows in origins]
 
 
 def row_places(config: DataSetConfig, indices: Sequence[int]) -> list[str]:

@@ -4,27 +4,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from vamo_ft.config.data import ClassificationFormat, DataConfig, DataSetConfig
+from vamo_ft.config.data import ChatFormat, ClassificationFormat, DataConfig, DataSetConfig, TextFormat
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.types import Batch
 from vamo_ft.data.cache import TokenCache
+from vamo_ft.data.chat import tokenize_conversations
 from vamo_ft.data.collation import (
     collate_for_classifier,
     collate_for_generation,
     collate_for_language_model,
     collate_options,
+    collate_packed,
 )
+from vamo_ft.data.conversations import read_conversations
 from vamo_ft.data.examples import Example, TokenizedData, concatenated
-from vamo_ft.data.formatting import format_rows
-from vamo_ft.data.mixture import MixedOrder, Mixture
+from vamo_ft.data.formatting import format_rows, read_documents
+from vamo_ft.data.mixture import MixedOrder, Mixture, Origin
 from vamo_ft.data.order import SampleOrder
+from vamo_ft.data.packing import pack
 from vamo_ft.data.rows import Rows, until_stopped
 from vamo_ft.data.sources import load_rows
+from vamo_ft.data.text import tokenize_documents
 from vamo_ft.data.tokenization import (
     tokenize_for_classifier,
     tokenize_for_language_model,
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationSamples", "Task", "TrainingSamples", "load_evaluation", "load_samples"]
 
 Task = Literal["causal_lm", "sequence_classification"]
+T = TypeVar("T")
 Collate = Callable[[Sequence[Example]], Batch]
 
 
@@ -133,6 +139,10 @@ class TrainingSamples:
         """Tokens of the longest row of the sample at `index`, generated ones included."""
         return self._layout.length(self.data, index)
 
+    def origin(self, index: int) -> Origin:
+        """The data set that a sample comes from, and its rows there."""
+        return self.mixture.owner(index), self.data.rows_of(index)
+
     def frequency(self, index: int) -> float:
         """How often steps draw a sample, relative to the mean over all."""
         return self._order.frequency(index)
@@ -200,7 +210,7 @@ def load_samples(
     cache: TokenCache | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainingSamples, EvaluationSamples | None]:
-    """Reads, formats and tokenizes the data of a run.
+    """Reads, formats and tokenizes the data of a run. Only training samples are packed: the mean loss is the same.
 
     Args:
         position_ids: whether the model's forward pass takes `position_ids`.
@@ -218,7 +228,10 @@ def load_samples(
         _tokenize(config, each, tokenizer, task=task, offline=offline, cache=cache, stop_requested=stop_requested)
         for each in config.training_sets
     ]
-    if metric is None:
+    if config.packing:
+        parts = [pack(part, max_length=config.max_length) for part in parts]
+        layout = Layout(partial(collate_packed, pad_token_id=_pad_token_id(tokenizer)))
+    elif metric is None:
         layout = _loss_layout(tokenizer, task=task, position_ids=position_ids)
     else:
         layout = _equally_weighted(
@@ -304,6 +317,14 @@ def _tokenize_rows(
     task: Task,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
+    if isinstance(config.format, ChatFormat):
+        conversations = until_stopped(read_conversations(rows, config.format), stop_requested)
+        return tokenize_conversations(conversations, tokenizer, max_length=config.max_length, place=rows.place)
+    if isinstance(config.format, TextFormat):
+        documents = until_stopped(read_documents(rows, config.format), stop_requested)
+        return tokenize_documents(
+            documents, tokenizer, max_length=config.max_length, split=config.packing, place=rows.place
+        )
     examples = until_stopped(format_rows(rows, config.format), stop_requested)
     if task == "sequence_classification":
         return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
