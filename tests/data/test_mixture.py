@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.data.examples import TokenWriter, concatenated
 from vamo_ft.data.mixture import MixedOrder, Mixture
 from vamo_ft.data.order import SampleOrder, permutation
@@ -33,10 +34,12 @@ def walked(mixture: Mixture, *, seed: int, epochs: int) -> list[int]:
     passes = [0] * len(mixture.sizes)
     samples = []
     for epoch in range(epochs):
-        for slot in permutation(len(owners), seed, epoch).tolist():
+        for slot in permutation(len(owners), HashKey(seed, Domain.ORDER, epoch, 0)).tolist():
             number = owners[slot]
             if not waiting[number]:
-                waiting[number] = permutation(mixture.sizes[number], seed, passes[number], number + 1).tolist()
+                waiting[number] = permutation(
+                    mixture.sizes[number], HashKey(seed, Domain.ORDER, passes[number], number + 1)
+                ).tolist()
                 passes[number] += 1
             samples.append(starts[number] + waiting[number].pop(0))
     return samples

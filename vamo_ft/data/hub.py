@@ -1,23 +1,26 @@
 """Data sets of the Hub, whole or as a stream of which the first rows are read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vamo_ft.config.data import DataSetConfig
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, StopRequested
 from vamo_ft.data.rows import Rows
+from vamo_ft.data.stopping import until_stopped
 
 __all__ = ["load_hub"]
 
 
-def load_hub(config: DataSetConfig, *, offline: bool) -> Rows:
+def load_hub(config: DataSetConfig, *, offline: bool, stop_requested: Callable[[], bool]) -> Rows:
     """The rows of a Hub data set, or the first `limit` ones.
 
     Args:
         offline: make no network call; the data set must be in the local cache.
+        stop_requested: asked at every row of a stream.
 
     Raises:
+        StopRequested: between two rows.
         DataError: there is no such data, or it cannot be read.
     """
     import datasets
@@ -26,11 +29,13 @@ def load_hub(config: DataSetConfig, *, offline: bool) -> Rows:
         raise DataError(f"{config.path}: run.offline forbids streaming; leave it out to take the cached copy")
     try:
         if config.streaming:
-            return _stream(config)
+            return _stream(config, stop_requested)
         with _hub_offline(offline):
             rows = datasets.load_dataset(
                 config.path, config.name, split=config.split or "train", revision=config.revision
             )
+    except StopRequested:
+        raise
     except (ConnectionError, FileNotFoundError) as error:
         reason = "run.offline forbids a download" if offline else _first_line(error)
         raise DataError(
@@ -45,14 +50,14 @@ def load_hub(config: DataSetConfig, *, offline: bool) -> Rows:
     return Rows(config.path, tuple(rows.column_names), rows, identity=rows._fingerprint)
 
 
-def _stream(config: DataSetConfig) -> Rows:
+def _stream(config: DataSetConfig, stop_requested: Callable[[], bool]) -> Rows:
     import datasets
 
     assert config.limit is not None
     stream = datasets.load_dataset(
         config.path, config.name, split=config.split or "train", revision=config.revision, streaming=True
     )
-    rows = list(stream.take(config.limit))
+    rows = list(until_stopped(stream.take(config.limit), stop_requested))
     return Rows(config.path, tuple(dict.fromkeys(name for row in rows for name in row)), rows)
 
 

@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.data.order import permutation, take
 
 __all__ = ["MixedOrder", "Mixture", "Origin"]
@@ -88,7 +89,7 @@ class MixedOrder:
 
     def _drawn(self, epoch: int) -> Tensor:
         """(M,) int64: the samples of an epoch."""
-        places = permutation(self.samples_per_epoch, self._seed, epoch)
+        places = permutation(self.samples_per_epoch, HashKey(self._seed, Domain.ORDER, epoch, 0))
         drawn = torch.empty_like(places)
         first = 0
         for number, (size, draws, end) in enumerate(zip(self._sizes, self._draws, self._ends, strict=True)):
@@ -101,5 +102,6 @@ class MixedOrder:
         """(count,) int64: what a data set gives from its place `first` on, numbered within the set."""
         size = self._sizes[number]
         start, stop = first // size, -(-(first + count) // size)
-        passes = torch.cat([permutation(size, self._seed, each, stream=number + 1) for each in range(start, stop)])
+        keys = [HashKey(self._seed, Domain.ORDER, each, number + 1) for each in range(start, stop)]
+        passes = torch.cat([permutation(size, key) for key in keys])
         return passes[first - start * size :][:count]

@@ -22,7 +22,7 @@ class SampleOrder:
         assert num_samples > 0 and batch_size > 0
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._permutation = lru_cache(maxsize=2)(partial(permutation, num_samples, seed))
+        self._permutation = lru_cache(maxsize=2)(partial(_order_of_epoch, num_samples, seed))
 
     @property
     def samples_per_epoch(self) -> int:
@@ -47,11 +47,11 @@ def take(epochs: Callable[[int], Tensor], length: int, *, first: int, count: int
     return tuple(indices)
 
 
-def permutation(num_samples: int, seed: int, epoch: int, stream: int = 0) -> Tensor:
-    """(num_samples,) int64: the samples sorted by random bits, equal bits in their own order.
+def _order_of_epoch(num_samples: int, seed: int, epoch: int) -> Tensor:
+    return permutation(num_samples, HashKey(seed, Domain.ORDER, epoch, 0))
 
-    Args:
-        stream: permutations of different streams are independent.
-    """
-    bits = random_bits(HashKey(seed, Domain.ORDER, epoch, stream), 0, num_samples, device=torch.device("cpu"))
+
+def permutation(size: int, key: HashKey) -> Tensor:
+    """(size,) int64: the numbers below `size` sorted by the random bits of `key`, equal bits in their own order."""
+    bits = random_bits(key, 0, size, device=torch.device("cpu"))
     return torch.argsort(bits, stable=True)

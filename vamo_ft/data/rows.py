@@ -1,17 +1,17 @@
 """Rows of named values, wherever they come from."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
-from vamo_ft.core.errors import DataError, StopRequested
+from vamo_ft.core.errors import DataError
+from vamo_ft.data.stopping import until_stopped
 
-__all__ = ["Row", "Rows", "rename_columns", "until_stopped"]
+__all__ = ["Row", "Rows", "rename_columns"]
 
 Row = Mapping[str, Any]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,6 @@ class Rows:
                 digest.update(json.dumps(row, default=_shown).encode())
                 digest.update(b"\n")
         return digest.hexdigest()
-
-
-def until_stopped(items: Iterable[Item], stop_requested: Callable[[], bool]) -> Iterator[Item]:
-    """The items, as long as nobody asks to stop.
-
-    Raises:
-        StopRequested: before an item.
-    """
-    for item in items:
-        if stop_requested():
-            raise StopRequested("nothing to save yet: stopped in the preparation of the data")
-        yield item
 
 
 def _shown(value: object) -> list[str]:

@@ -27,8 +27,9 @@ from vamo_ft.data.formatting import format_rows, read_documents
 from vamo_ft.data.mixture import MixedOrder, Mixture, Origin
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.packing import pack
-from vamo_ft.data.rows import Rows, until_stopped
+from vamo_ft.data.rows import Rows
 from vamo_ft.data.sources import load_rows
+from vamo_ft.data.stopping import until_stopped
 from vamo_ft.data.text import tokenize_documents
 from vamo_ft.data.tokenization import (
     tokenize_for_classifier,
@@ -296,13 +297,14 @@ def _tokenize(
     cache: TokenCache | None,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
-    rows, config = load_rows(data_set, offline=offline), config.of(data_set)
+    rows = load_rows(data_set, offline=offline, stop_requested=stop_requested)
+    config = config.of(data_set)
     tokenize = partial(_tokenize_rows, config, rows, tokenizer, task=task, stop_requested=stop_requested)
     if cache is None:
         return tokenize()
     made_of = {
         "rows": rows.content_hash(stop_requested),
-        "columns": data_set.columns,
+        "data_set": data_set.model_dump(mode="json", exclude={"path", "weight"}),
         "settings": config.model_dump(mode="json", exclude={"train", "evaluation"}),
         "task": task,
     }

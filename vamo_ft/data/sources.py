@@ -18,22 +18,29 @@ from vamo_ft.core.errors import DataError
 from vamo_ft.data.hub import load_hub
 from vamo_ft.data.rows import Row, Rows, rename_columns
 from vamo_ft.data.splits import is_whole, select, split_names
+from vamo_ft.data.stopping import until_stopped
 
 __all__ = ["Row", "Rows", "load_rows", "local_files", "numbered_lines", "read_rows"]
 
 
-def load_rows(config: DataSetConfig, *, offline: bool) -> Rows:
+def load_rows(config: DataSetConfig, *, offline: bool, stop_requested: Callable[[], bool] = lambda: False) -> Rows:
     """The rows of a local file or folder, or else of a Hub data set; at least one.
 
     Args:
         offline: make no network call; a Hub data set must be in the local cache.
+        stop_requested: asked at every row of a local file and of a stream.
 
     Raises:
         DataError: there is no such data, it is empty, or it cannot be read.
+        StopRequested: between two rows.
     """
     local = exists(expanduser(config.path)) or _looks_local(config.path)
     try:
-        rows = _load_local(config) if local else load_hub(config, offline=offline)
+        rows = (
+            _load_local(config, stop_requested)
+            if local
+            else load_hub(config, offline=offline, stop_requested=stop_requested)
+        )
     except OSError as error:
         raise DataError(f"{error.filename or config.path}: cannot be read ({error.strerror or error})") from error
     if len(rows) == 0:
@@ -46,13 +53,14 @@ def _looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or Path(path).suffix in _READERS
 
 
-def _load_local(config: DataSetConfig) -> Rows:
+def _load_local(config: DataSetConfig, stop_requested: Callable[[], bool]) -> Rows:
     path = Path(expanduser(config.path))
     hub_keys = [key for key in ("name", "revision") if getattr(config, key) is not None]
     if hub_keys:
         raise DataError(f"{path}: a local {'file' if path.is_file() else 'folder'} has no {hub_keys[0]}; leave it out")
     splits = {
-        name: chain.from_iterable(map(read_rows, files)) for name, files in local_files(path, config.split).items()
+        name: until_stopped(chain.from_iterable(map(read_rows, files)), stop_requested)
+        for name, files in local_files(path, config.split).items()
     }
     if config.split is None or is_whole(config.split):
         place = str(path)
