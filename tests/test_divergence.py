@@ -21,7 +21,7 @@ from vamo_ft.cli import run
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.types import Batch, LossTerms
 from vamo_ft.data.order import SampleOrder
-from vamo_ft.data.sources import row_places
+from vamo_ft.data.places import row_places
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.training.trainer import Trainer

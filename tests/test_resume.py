@@ -25,6 +25,8 @@ from vamo_ft.training.checkpoint import _digest
 from vamo_ft.training.rundir import RunDirectory
 from vamo_ft.training.trainer import Trainer
 
+MIXTURE = {"train": [{"path": "train.jsonl", "weight": 1}, {"path": "eval.jsonl", "weight": 2, "limit": 8}]}
+
 METHODS: dict[str, dict[str, Any]] = {
     "adamw_accumulation": {"training": {"micro_batch_size": 4}},
     "adamw_lora_dropout": {"model": {"adapter": {**LORA, "dropout": 0.2}}},
@@ -52,6 +54,8 @@ METHODS: dict[str, dict[str, Any]] = {
         },
         "training": {"steps": 20},
     },
+    "vamo_mixture": {**VAMO, "data": MIXTURE},
+    "svrg_mixture": {"method": {"name": "svrg", "snapshot": {"every": "4 steps"}}, "data": MIXTURE},
     "vamo_recompute": {**VAMO, "method": {**VAMO["method"], "source": "recompute", "snapshot": {"every": "1 epoch"}}},
     "vamo_literal": {
         "model": {"adapter": LORA},

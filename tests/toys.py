@@ -46,6 +46,7 @@ class ToySource:
         *,
         batch_size: int,
         targets: Tensor | None = None,
+        frequencies: Sequence[float] | None = None,
         counts: Tensor | None = None,
         lengths: Sequence[int] | None = None,
     ) -> None:
@@ -54,10 +55,18 @@ class ToySource:
         self.counts = torch.ones(len(features)) if counts is None else counts
         self.lengths = [1] * len(features) if lengths is None else lengths
         self.batch_size = batch_size
+        self.frequencies = [1.0] * len(features) if frequencies is None else frequencies
 
     @property
     def num_samples(self) -> int:
         return len(self.features)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.num_samples
+
+    def frequency(self, index: int) -> float:
+        return self.frequencies[index]
 
     @property
     def fingerprint(self) -> str:

@@ -32,6 +32,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as method.probes=4; may be repeated."),
 ]
 
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Tokenize the data anew, and keep nothing of it for other runs.")
+]
+
 
 @dataclass(slots=True)
 class _Options:
@@ -168,6 +172,7 @@ def _train(
         bool,
         typer.Option("--allow-changes", help="With --resume PATH: continue with other settings, as far as they fit."),
     ] = False,
+    no_cache: NoCache = False,
 ) -> None:
     """Train, or continue where the run stopped."""
     from vamo_ft.commands.settings import load_settings
@@ -175,7 +180,14 @@ def _train(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.train import train
 
-    train(settings, resume=resume, fresh=fresh, allow_changes=allow_changes, ends_process=context.obj.ends_process)
+    train(
+        settings,
+        resume=resume,
+        fresh=fresh,
+        allow_changes=allow_changes,
+        use_cache=not no_cache,
+        ends_process=context.obj.ends_process,
+    )
 
 
 @app.command("validate")
@@ -191,6 +203,7 @@ def _preview(
     config: ConfigFile,
     samples: Annotated[int, typer.Option("-n", "--samples", min=0, help="How many training samples to show.")] = 3,
     overrides: Overrides = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Show training samples as tokens, with what is learnt marked, and what lengths the data has."""
     from vamo_ft.commands.settings import load_settings
@@ -198,13 +211,14 @@ def _preview(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.preview import preview
 
-    preview(settings, samples=samples)
+    preview(settings, samples=samples, use_cache=not no_cache)
 
 
 @app.command("evaluate")
 def _evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Another data set with the same columns.")] = None,
+    no_cache: NoCache = False,
     overrides: Overrides = None,
 ) -> None:
     """Print loss and accuracy of a trained model."""
@@ -214,7 +228,7 @@ def _evaluate(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.evaluate import evaluate
 
-    evaluate(settings, model=model, data=data)
+    evaluate(settings, model=model, data=data, use_cache=not no_cache)
 
 
 @app.command("diagnose")

@@ -160,6 +160,15 @@ class RandomSamples:
         return self._batch_size
 
     @property
+    def samples_per_epoch(self) -> int:
+        """All of them."""
+        return self.num_samples
+
+    def frequency(self, index: int) -> float:
+        """Each as often as any other."""
+        return 1.0
+
+    @property
     def fingerprint(self) -> str:
         """Nothing is ever resumed."""
         return "random"

@@ -141,7 +141,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         rows_of(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["name", "revision", "split"])
+@pytest.mark.parametrize("key", ["name", "revision"])
 def test_keys_of_the_hub_are_refused_for_a_file(tmp_path: Path, key: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"x": 1}])
     with pytest.raises(DataError, match=rf"a local file has no {key}; leave it out"):
@@ -200,3 +200,49 @@ def test_offline_hub_data_set_refuses_what_the_cache_lacks() -> None:
         rows_of("owner/words", split="test")
     with pytest.raises(DataError, match=r"^owner/verbs: no file or folder here, and not in .*run\.offline forbids"):
         rows_of("owner/verbs")
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_parts_of_splits_of_a_hub_data_set() -> None:
+    assert rows_of("owner/words", split="train[1:]") == ROWS[1:]
+    assert rows_of("owner/words", split="train[:50%]") == ROWS[:1]
+    assert rows_of("owner/words", split="train[1:]+train[:1]") == ROWS[::-1]
+    assert rows_of("owner/words", split="train", columns={"sentence": "text"}) == [
+        {"sentence": row["text"], "label": row["label"]} for row in ROWS
+    ]
+    with pytest.raises(DataError, match=r"owner/words: cannot be loaded from the Hub \("):
+        rows_of("owner/words", split="train[1")
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_the_library_names_the_content_of_a_hub_data_set() -> None:
+    prints = [
+        load_rows(DataSetConfig(path="owner/words", **keys), offline=True).content_hash(lambda: False)
+        for keys in ({}, {"limit": 1}, {"limit": 2}, {}, {"split": "train[1:]"})
+    ]
+    assert prints[0] == prints[3]
+    assert len(set(prints)) == 3 + (prints[2] != prints[0])
+
+
+def test_a_stream_takes_its_first_rows_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own stream over local files stands for that of the Hub; the last line would be an error."""
+    files = [write_jsonl(tmp_path / f"{number}.jsonl", [{"x": number, "y": None}]) for number in range(3)]
+    (tmp_path / "3.jsonl").write_text("{never read")
+    load_dataset, asked = datasets.load_dataset, []
+
+    def from_files(path: str, name: str | None, **keys: Any) -> Any:
+        asked.append((path, name, keys.pop("revision"), keys["split"], keys["streaming"]))
+        return load_dataset("json", data_files=[*map(str, files), str(tmp_path / "3.jsonl")], **keys)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_files)
+    config = DataSetConfig(path="owner/words", name="en", revision="v1", streaming=True, limit=2)
+    rows = load_rows(config, offline=False)
+    assert [dict(row) for row in rows.rows] == [{"x": 0, "y": None}, {"x": 1, "y": None}]
+    assert rows.columns == ("x", "y")
+    assert asked == [("owner/words", "en", "v1", "train", True)]
+    other = load_rows(config.model_copy(update={"limit": 1}), offline=False)
+    assert rows.content_hash(lambda: False) != other.content_hash(lambda: False)
+    with pytest.raises(DataError, match=r"owner/words: run\.offline forbids streaming; leave it out to take"):
+        load_rows(config, offline=True)
+    with pytest.raises(DataError, match=r"owner/words: cannot be loaded from the Hub \("):
+        load_rows(config.model_copy(update={"limit": 4}), offline=False)

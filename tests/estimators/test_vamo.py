@@ -224,7 +224,7 @@ def test_a_subset_snapshot_scores_its_reference_and_the_steps_ahead():
     vamo.prepare(source, 1)
     ahead = set(source.step_indices(1)) | set(source.step_indices(2))
     assert ahead <= seen
-    reference = vamo._snapshots.samples(source, vamo._snapshot)[1]
+    reference = vamo._snapshots.samples(source, vamo._snapshot)[1].samples
     assert len(reference) == 5
     assert seen == ahead | set(reference)
     counts = source.counts[reference].double()

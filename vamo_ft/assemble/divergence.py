@@ -8,7 +8,8 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.protocols import SampleSource
-from vamo_ft.data.sources import row_places
+from vamo_ft.data.mixture import Origin
+from vamo_ft.data.places import sample_places
 from vamo_ft.training.state import RunState
 
 __all__ = ["check_weights", "explained"]
@@ -35,31 +36,31 @@ def explained(
     error: DivergenceError,
     config: RunConfig,
     *,
-    rows_of: Callable[[int], tuple[int, ...]],
+    origin: Callable[[int], Origin],
     checkpoint: Path | None,
     advice: str,
 ) -> DivergenceError:
     """The error with the samples' places in the data, and the checkpoint that is left.
 
     Args:
-        rows_of: the rows of the training data that a sample comes from.
+        origin: tells the rows that a sample comes from.
         checkpoint: the newest intact one.
         advice: what to do.
     """
     parts = [str(error)]
     if error.samples:
-        parts.append(f"its samples: {_listed(error.samples, rows_of, config.data.train)}")
+        parts.append(f"its samples: {_listed(error.samples, origin, config.data.training_sets)}")
     parts.append("there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}")
     return DivergenceError("; ".join([*parts, advice]), step=error.step, samples=error.samples)
 
 
-def _listed(samples: tuple[int, ...], rows_of: Callable[[int], tuple[int, ...]], data: DataSetConfig) -> str:
-    shown = {index: rows_of(index) for index in samples[:_SHOWN]}
+def _listed(samples: tuple[int, ...], origin: Callable[[int], Origin], data_sets: Sequence[DataSetConfig]) -> str:
+    shown = {index: origin(index) for index in samples[:_SHOWN]}
     try:
-        wanted = sorted({row for rows in shown.values() for row in rows[:_SHOWN]})
-        places = dict(zip(wanted, row_places(data, wanted), strict=True))
+        places = sample_places(data_sets, [(number, rows[:_SHOWN]) for number, rows in shown.values()])
         words = [
-            f"{index} ({_joined([places[row] for row in rows[:_SHOWN]], len(rows))})" for index, rows in shown.items()
+            f"{index} ({_joined(own, len(rows))})"
+            for (index, (_, rows)), own in zip(shown.items(), places, strict=True)
         ]
     except (VamoFtError, OSError):  # the file is not there any more, or another one
         words = [str(index) for index in shown]

@@ -59,7 +59,7 @@ def _save(
 
 
 def _write_card(config: RunConfig, directory: Path, *, num_steps: int | None = None) -> None:
-    facts = {"base model": config.model.path, "training data": config.data.train.path, "method": config.method.name}
+    facts = {"base model": config.model.path, "training data": config.data.training_paths, "method": config.method.name}
     if num_steps is not None:
         facts["rebuilt from the seed log"] = f"{num_steps} steps"
     write_model_card(directory, title=config.run.name, facts=facts)

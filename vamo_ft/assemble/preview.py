@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
+from vamo_ft.assemble.data import build_cache
 from vamo_ft.assemble.surroundings import run_length
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
@@ -12,8 +13,8 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import VamoFtError
 from vamo_ft.data.chat import set_chat_template
 from vamo_ft.data.examples import Example, TokenizedData
+from vamo_ft.data.places import sample_places
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_samples
-from vamo_ft.data.sources import row_places
 from vamo_ft.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
@@ -96,8 +97,11 @@ class Preview:
     num_steps: int
 
 
-def build_preview(config: RunConfig, *, num_samples: int) -> Preview:
+def build_preview(config: RunConfig, *, num_samples: int, use_cache: bool = True) -> Preview:
     """Reads and tokenizes the data as a run would.
+
+    Args:
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         DataError: tokenizer or data are not what the configuration says.
@@ -115,12 +119,13 @@ def build_preview(config: RunConfig, *, num_samples: int) -> Preview:
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=True,
         offline=config.run.offline,
+        cache=build_cache(tokenizer) if use_cache else None,
     )
     size = config.training.micro_batch_size
     rows_at_once = min(size, source.batch_size) if isinstance(size, int) else source.batch_size
     return Preview(
         samples=tuple(
-            _shown(source.data, index, tokenizer, config.data.train) for index in _first_taken(source, num_samples)
+            _shown(source, index, tokenizer, config.data.training_sets) for index in _first_taken(source, num_samples)
         ),
         training=_summary(source.data, _step_groups(source, rows_at_once)),
         evaluation=None if held_out is None else _evaluation_summary(held_out, config.training.forward_batch_tokens),
@@ -131,25 +136,24 @@ def build_preview(config: RunConfig, *, num_samples: int) -> Preview:
 
 
 def _first_taken(source: TrainingSamples, count: int) -> list[int]:
-    steps = range(-(-source.num_samples // source.batch_size))
+    steps = range(-(-source.samples_per_epoch // source.batch_size))
     taken = dict.fromkeys(index for step in steps for index in source.step_indices(step))
     return list(islice(taken, count))
 
 
 def _shown(
-    data: TokenizedData, index: int, tokenizer: "PreTrainedTokenizerBase", data_set: DataSetConfig
+    source: TrainingSamples, index: int, tokenizer: "PreTrainedTokenizerBase", data_sets: Sequence[DataSetConfig]
 ) -> ShownSample:
-    example = data[index]
+    example = source.data[index]
     ends = example.documents or (len(example.token_ids),)
-    rows = data.rows_of(index)
+    origin = source.origin(index)
     try:
-        unique = list(dict.fromkeys(rows))
-        places = dict(zip(unique, row_places(data_set, unique), strict=True))
+        [places] = sample_places(data_sets, [origin])
     except (VamoFtError, OSError):  # not a file whose rows have places
-        places = {row: f"row {row + 1}" for row in rows}
+        places = [f"row {row + 1}" for row in origin[1]]
     return ShownSample(
         index,
-        tuple(places[row] for row in rows),
+        tuple(places),
         tuple(_document(example, start, end, tokenizer) for start, end in zip((0, *ends[:-1]), ends, strict=True)),
         example.label,
         len(example.token_ids),

@@ -9,6 +9,7 @@ from vamo_ft.assemble.run import Run, build_run
 from vamo_ft.assemble.surroundings import RunSurroundings
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError
+from vamo_ft.data.mixture import Origin
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint
 from vamo_ft.training.state import RunState
 
@@ -47,10 +48,10 @@ def train_run(
         announce(run, checkpoint)
         if (error := _train(run)) is None:
             return run
-        diverged, rows_of = run.trainer.state, run.rows_of
+        diverged, origin = run.trainer.state, run.origin
         del run  # its memory is needed for its successor
         gc.collect()  # a model may stand in a cycle of references
-        checkpoint = _way_back(config, surroundings, error, diverged, rows_of)
+        checkpoint = _way_back(config, surroundings, error, diverged, origin)
         run = build_run(config, surroundings, checkpoint=checkpoint, allow_changes=allow_changes)
         state = run.trainer.state
         state.roll_back(diverged, step=error.step, factor=_FACTOR)
@@ -58,7 +59,7 @@ def train_run(
             f"going back to it with {state.learning_rate_scale:g} of the learning rate (rollback {state.rollbacks} of "
             f"{config.training.rollbacks})"
         )
-        _log.warning("%s", explained(error, config, rows_of=rows_of, checkpoint=checkpoint.path, advice=advice))
+        _log.warning("%s", explained(error, config, origin=origin, checkpoint=checkpoint.path, advice=advice))
         surroundings.writer.write(
             {
                 "step": state.step,
@@ -87,18 +88,18 @@ def _way_back(
     surroundings: RunSurroundings,
     error: DivergenceError,
     diverged: RunState,
-    rows_of: Callable[[int], tuple[int, ...]],
+    origin: Callable[[int], Origin],
 ) -> Checkpoint:
     """The checkpoint to go back to; raises the error, explained, where there is no use in it."""
     checkpoint = newest_checkpoint(surroundings.checkpoints)
     path, anew = None if checkpoint is None else checkpoint.path, "start anew with --fresh and a lower learning rate"
     if config.training.on_divergence == "stop":
         advice = f"{anew} (optimizer.learning_rate), or go on with training.on_divergence: rollback"
-        raise explained(error, config, rows_of=rows_of, checkpoint=path, advice=advice)
+        raise explained(error, config, origin=origin, checkpoint=path, advice=advice)
     if diverged.rollbacks >= config.training.rollbacks:
         advice = f"{diverged.rollbacks} rollbacks were made, no more are allowed (training.rollbacks); {anew}"
-        raise explained(error, config, rows_of=rows_of, checkpoint=path, advice=advice)
+        raise explained(error, config, origin=origin, checkpoint=path, advice=advice)
     if checkpoint is None or (error.step is None and checkpoint.step == diverged.step):
         advice = f"a rollback would come to the same; look at the data, or {anew}"
-        raise explained(error, config, rows_of=rows_of, checkpoint=path, advice=advice)
+        raise explained(error, config, origin=origin, checkpoint=path, advice=advice)
     return checkpoint

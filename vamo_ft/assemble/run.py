@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from vamo_ft import __version__
+from vamo_ft.assemble.data import build_cache, tell_mixture
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.divergence import check_weights
 from vamo_ft.assemble.method import build_estimator, build_update_rule
@@ -28,6 +29,7 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.core.types import Batch, EvaluationTerms
+from vamo_ft.data.mixture import Origin
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
@@ -55,13 +57,13 @@ _WATCHED = 8  # samples among which one is chosen
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run, ready to start or to go on; `rows_of` tells the rows of the training data that a sample comes from."""
+    """A run, ready to start or to go on; `origin` tells the rows of the training data that a sample comes from."""
 
     trainer: Trainer
     loaded: LoadedModel
     parameters: TrainableParameters
     evaluator: Evaluator | None
-    rows_of: Callable[[int], tuple[int, ...]]
+    origin: Callable[[int], Origin]
 
     @property
     def device_name(self) -> str:
@@ -90,9 +92,16 @@ class Parts:
 
 
 def build_parts(
-    config: RunConfig, *, weights: Path | None, stop_requested: Callable[[], bool] = lambda: False
+    config: RunConfig,
+    *,
+    weights: Path | None,
+    use_cache: bool = True,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
+
+    Args:
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         DataError: model or data are not what the configuration says.
@@ -113,10 +122,12 @@ def build_parts(
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
+        cache=build_cache(loaded.tokenizer) if use_cache else None,
         stop_requested=stop_requested,
     )
     if held_out is not None and config.evaluation.part is not None:
         held_out = held_out.half(config.evaluation.part)
+    tell_mixture(source.mixture)
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
     _tell_what_is_lost(source)
@@ -151,7 +162,10 @@ def build_run(
         changes += check_base(checkpoint, base_fingerprint(config.model), allow=allow_changes)
         tell_version(checkpoint, __version__)
     parts = build_parts(
-        config, weights=checkpoint.model_dir if checkpoint else None, stop_requested=surroundings.stop_requested
+        config,
+        weights=checkpoint.model_dir if checkpoint else None,
+        use_cache=surroundings.use_cache,
+        stop_requested=surroundings.stop_requested,
     )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
@@ -174,7 +188,7 @@ def build_run(
         due=due(config.logging.every, source),
         num_steps=num_steps,
         ledger=parts.ledger,
-        samples_per_epoch=source.num_samples,
+        samples_per_epoch=source.samples_per_epoch,
     )
     evaluator = (
         None if held_out is None else _build_evaluator(config, objective, held_out, runtime, surroundings, source)
@@ -261,7 +275,7 @@ def build_run(
         stop_requested=surroundings.stop_requested,
         state=state,
     )
-    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, rows_of=source.data.rows_of)
+    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, origin=source.origin)
 
 
 def evaluate_model(
@@ -270,12 +284,14 @@ def evaluate_model(
     *,
     weights: Path,
     progress: Progress,
+    use_cache: bool = True,
     stop_requested: Callable[[], bool] = lambda: False,
     observe: Callable[[Batch, EvaluationTerms], None] = lambda batch, terms: None,
 ) -> EvaluationResult:
     """Loss and scores on `data_set` of the model saved in `weights`; of the configured half, where it is the run's own.
 
     Args:
+        use_cache: keep tokens, and take them from where they were kept.
         observe: is shown every batch with its samples' losses and scores.
 
     Raises:
@@ -293,6 +309,7 @@ def evaluate_model(
         answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
+        cache=build_cache(loaded.tokenizer) if use_cache else None,
     )
     if data_set == config.data.evaluation and config.evaluation.part is not None:
         held_out = held_out.half(config.evaluation.part)

@@ -147,17 +147,17 @@ def _scoring_all(config: RunConfig) -> RunConfig:
 
 
 def _snapshot_plan(method: VamoConfig, source: TrainingSamples) -> SnapshotPlan:
-    every, num_samples, size = method.snapshot.every, source.num_samples, source.batch_size
-    epochs = float(every.count) if every.unit == "epoch" else every.count * size / num_samples
-    steps = every.count if every.unit == "step" else math.ceil(every.count * num_samples / size)
-    scored = num_samples
+    every, drawn, size = method.snapshot.every, source.samples_per_epoch, source.batch_size
+    epochs = float(every.count) if every.unit == "epoch" else every.count * size / drawn
+    steps = every.count if every.unit == "step" else math.ceil(every.count * drawn / size)
+    scored = source.num_samples
     if method.snapshot.set != "all":
         ahead = 0 if method.source == "recompute" else steps * size
-        scored = min(num_samples, method.snapshot.set.subset + ahead)
+        scored = min(source.num_samples, method.snapshot.set.subset + ahead)
     if method.snapshot.refresh == "adaptive":
         points = len(probe_points(method.difference, num_probes=method.probes, eps=1.0))
-        epochs = max(epochs, points * scored / (method.snapshot.budget * num_samples))
-        steps = max(steps, math.ceil(epochs * num_samples / size))
+        epochs = max(epochs, points * scored / (method.snapshot.budget * drawn))
+        steps = max(steps, math.ceil(epochs * drawn / size))
     return SnapshotPlan(epochs, steps, scored)
 
 

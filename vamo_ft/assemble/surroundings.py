@@ -35,19 +35,21 @@ class RunSurroundings(Surroundings):
         seed_log: file that a run along directions logs its updates to.
         writer: of metrics.jsonl.
         check_held: raises where another process has taken the run over.
+        use_cache: keep tokens, and take them from where they were kept.
     """
 
     checkpoints: Path
     seed_log: Path
     writer: MetricsWriter
     check_held: Callable[[], None] = lambda: None
+    use_cache: bool = True
 
 
 def due(every: Period | None, source: SampleSource) -> Callable[[int], bool]:
     """Whether something with period `every` is due before a step; without a period it never is."""
     if every is None:
         return lambda step: False
-    return lambda step: every.due(step, batch_size=source.batch_size, num_samples=source.num_samples)
+    return lambda step: every.due(step, batch_size=source.batch_size, num_samples=source.samples_per_epoch)
 
 
 def run_length(config: RunConfig, source: SampleSource) -> int:
@@ -56,4 +58,4 @@ def run_length(config: RunConfig, source: SampleSource) -> int:
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None
-    return max(1, math.ceil(training.epochs * source.num_samples / training.batch_size))
+    return max(1, math.ceil(training.epochs * source.samples_per_epoch / training.batch_size))

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from vamo_ft.assemble import evaluate_model
 from vamo_ft.commands.console import logging_to
-from vamo_ft.config.data import DataSetConfig
+from vamo_ft.config.data import DataConfig, DataSetConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.training.progress import ConsoleProgress
@@ -15,13 +15,14 @@ from vamo_ft.training.runtime import memory_errors_explained
 __all__ = ["evaluate"]
 
 
-def evaluate(config: RunConfig, *, model: Path, data: str | None) -> None:
+def evaluate(config: RunConfig, *, model: Path, data: str | None, use_cache: bool = True) -> None:
     """Prints the loss, and accuracy or the scores that `evaluation.metrics` names.
 
     Args:
         config: the run's configuration.
         model: the folder of the model to evaluate.
         data: evaluate on this data set instead of the run's `data.evaluation`; same columns.
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         UsageError: there is nothing to evaluate on.
@@ -29,14 +30,20 @@ def evaluate(config: RunConfig, *, model: Path, data: str | None) -> None:
     """
     if data == "":
         raise UsageError("--data: names no data set")
-    data_set = DataSetConfig(path=data) if data is not None else config.data.evaluation
+    data_set = config.data.evaluation if data is None else _alike(config.data, data)
     if data_set is None:
         raise UsageError("the run's configuration has no data.evaluation; name a data set with --data")
     console = Console(stderr=True)
     with logging_to(console), memory_errors_explained("loading the model"):
-        result = evaluate_model(config, data_set, weights=model, progress=ConsoleProgress(console))
+        result = evaluate_model(config, data_set, weights=model, progress=ConsoleProgress(console), use_cache=use_cache)
     figures = {"loss": result.loss, **result.scores}
     width = max(len("accuracy"), *map(len, figures))
     print(f"{'samples':<{width}}  {result.num_samples}")
     for name, value in figures.items():
         print(f"{name:<{width}}  {value:.4f}")
+
+
+def _alike(config: DataConfig, path: str) -> DataSetConfig:
+    """Another data set with the columns and the format of the run's."""
+    known = config.evaluation or config.training_sets[0]
+    return DataSetConfig(path=path, columns=known.columns, format=known.format)

@@ -17,7 +17,7 @@ _BINS = 10
 _BAR = 40  # characters of the longest bar
 
 
-def preview(config: RunConfig, *, samples: int) -> None:
+def preview(config: RunConfig, *, samples: int, use_cache: bool = True) -> None:
     """Prints the samples that training takes first, and what lengths training and evaluation data have.
 
     What is learnt is coloured on a terminal, and stands between `[[` and `]]` elsewhere. A sample's text is one line;
@@ -25,12 +25,13 @@ def preview(config: RunConfig, *, samples: int) -> None:
 
     Args:
         samples: how many are shown.
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         DataError: tokenizer or data are not what the configuration says.
     """
     with logging_to(Console(stderr=True)):
-        found = build_preview(config, num_samples=samples)
+        found = build_preview(config, num_samples=samples, use_cache=use_cache)
     console = Console()
     for line in _lines(found, coloured=console.is_terminal and not console.no_color):
         console.print(line, highlight=False, soft_wrap=True)

@@ -40,7 +40,13 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def train(
-    config: RunConfig, *, resume: str, fresh: bool, allow_changes: bool = False, ends_process: bool = False
+    config: RunConfig,
+    *,
+    resume: str,
+    fresh: bool,
+    allow_changes: bool = False,
+    use_cache: bool = True,
+    ends_process: bool = False,
 ) -> None:
     """Trains, or goes on with the run directory's newest intact checkpoint.
 
@@ -48,6 +54,7 @@ def train(
         resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
         fresh: take another name, `<name>-2` and so on, if the first one's directory exists.
         allow_changes: go on from a checkpoint's folder with settings, data or a base model that differ from its own.
+        use_cache: keep tokens, and take them from where they were kept.
         ends_process: nothing follows in this process.
 
     Raises:
@@ -71,6 +78,7 @@ def train(
             taken_over=taken_over,
             signals=signals,
             allow_changes=allow_changes,
+            use_cache=use_cache,
         )
     finally:
         directory.unlock()
@@ -85,6 +93,7 @@ def _train_or_resume(
     taken_over: str | None,
     signals: StopSignals,
     allow_changes: bool,
+    use_cache: bool,
 ) -> None:
     with _write_errors_explained(directory):
         if resume == "auto" and _is_finished(directory, config):
@@ -106,6 +115,7 @@ def _train_or_resume(
                     console=console,
                     signals=signals,
                     allow_changes=allow_changes,
+                    use_cache=use_cache,
                 )
                 _print_summary(run, directory)
             if config.logging.report:
@@ -182,6 +192,7 @@ def _train(
     console: Console,
     signals: StopSignals,
     allow_changes: bool = False,
+    use_cache: bool = True,
     clock: _TrainingClock | None = None,
 ) -> Run:
     """Trains from `checkpoint`, or from the start, and saves the final model."""
@@ -195,6 +206,7 @@ def _train(
             checkpoints=directory.checkpoints,
             seed_log=directory.seed_log,
             writer=writer,
+            use_cache=use_cache,
             progress=ConsoleProgress(console),
             stop_requested=stop_requested,
             check_held=directory.check_held,
@@ -319,7 +331,7 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> N
     """Writes the model aside and puts it in place of an older one."""
     aside = directory.model.with_name(".model.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    facts = {"base model": config.model.path, "training data": config.data.train.path, "method": config.method.name}
+    facts = {"base model": config.model.path, "training data": config.data.training_paths, "method": config.method.name}
     if run.evaluator is not None:
         facts |= {name: f"{value:.4f}" for name, value in run.evaluator.history[-1].items() if name != "step"}
     try:

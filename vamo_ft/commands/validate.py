@@ -38,7 +38,10 @@ def config_warnings(config: RunConfig) -> Iterator[str]:
         yield "evaluation.every: has no effect without data.evaluation"
     if config.training.steps is not None and config.schedule.warmup_steps >= config.training.steps:
         yield f"schedule.warmup_steps: the run's {config.training.steps} steps end within the warm-up"
-    paths = {"model.path": config.model.path, "data.train.path": config.data.train.path}
+    paths = {"model.path": config.model.path}
+    several = len(config.data.training_sets) > 1
+    for number, data_set in enumerate(config.data.training_sets):
+        paths[f"data.train.{number}.path" if several else "data.train.path"] = data_set.path
     if config.data.evaluation is not None:
         paths["data.evaluation.path"] = config.data.evaluation.path
     for key, path in paths.items():

@@ -2,19 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from vamo_ft.config.section import Section
-
-
-class DataSetConfig(Section):
-    """One data set."""
-
-    path: str = Field(min_length=1, description="local .jsonl .json .csv .parquet file or folder, or a Hub data set id")
-    name: str | None = Field(None, description="configuration of a Hub data set")
-    split: str | None = Field(None, description="split of a Hub data set or folder; default train")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
-    limit: int | None = Field(None, gt=0, description="use the first rows only")
 
 
 class ClassificationFormat(Section):
@@ -76,10 +66,68 @@ FormatConfig = Annotated[
 ]
 
 
+def same_classes(one: FormatConfig, other: FormatConfig) -> bool:
+    """Whether samples of the two can be scored alike: the type, and labels with their texts and their order."""
+    if isinstance(one, ClassificationFormat) and isinstance(other, ClassificationFormat):
+        return list(one.labels.items()) == list(other.labels.items())
+    return one.type == other.type
+
+
+class DataSetConfig(Section):
+    """One data set."""
+
+    path: str = Field(min_length=1, description="local .jsonl .json .csv .parquet file or folder, or a Hub data set id")
+    name: str | None = Field(None, description="configuration of a Hub data set")
+    split: str | None = Field(
+        None,
+        min_length=1,
+        description="split of a Hub data set or folder, or a part of one, such as 'train[:1000]', 'train[10%:20%]' or "
+        "'train+validation'; the split of a file is train. Default train",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    limit: int | None = Field(None, gt=0, description="use the first rows only")
+    streaming: bool = Field(
+        False, description="read the first `limit` rows of a Hub data set without downloading the others"
+    )
+    columns: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="names for columns: new name -> the data set's own name"
+    )
+    format: FormatConfig | None = Field(None, description="how its rows become text; null: data.format")
+
+    @model_validator(mode="after")
+    def _a_stream_has_an_end(self) -> "DataSetConfig":
+        if self.streaming and self.limit is None:
+            raise ValueError("limit: needed with streaming: true, which reads so many rows and no more")
+        if self.streaming and "[" in (self.split or ""):
+            raise ValueError("split: a part of a split cannot be streamed; write the split's name, and limit")
+        return self
+
+
+class MixedSetConfig(DataSetConfig):
+    """One of several data sets."""
+
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="its share of the samples that training draws, relative to the others' weights; null for all of "
+        "them: every sample as often as any other",
+    )
+
+
+def _one_or_several(value: Any) -> str:
+    return "list[MixedSetConfig]" if isinstance(value, list) else "DataSetConfig"
+
+
+TrainingSets = Annotated[
+    Annotated[DataSetConfig, Tag("DataSetConfig")] | Annotated[list[MixedSetConfig], Tag("list[MixedSetConfig]")],
+    Discriminator(_one_or_several),
+]
+
+
 class DataConfig(Section):
     """The data and how rows become tokens."""
 
-    train: DataSetConfig = Field(description="training data")
+    train: TrainingSets = Field(description="training data: one data set, or a list of several")
     evaluation: DataSetConfig | None = Field(None, description="held-out data; null evaluates nothing")
     format: FormatConfig = Field(description="how a row becomes a prompt and the supervised text")
     max_length: int = Field(
@@ -96,10 +144,56 @@ class DataConfig(Section):
         None, min_length=1, description="Jinja file or text in place of the tokenizer's chat template; saved with it"
     )
 
+    @property
+    def training_sets(self) -> tuple[DataSetConfig, ...]:
+        """The data sets of the training data."""
+        return (self.train,) if isinstance(self.train, DataSetConfig) else tuple(self.train)
+
+    @property
+    def training_paths(self) -> str:
+        """Where the training data comes from, in words."""
+        return " and ".join(each.path for each in self.training_sets)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The share of each training set, in any unit; None: every sample as often as any other."""
+        if isinstance(self.train, DataSetConfig):
+            return None
+        weights = tuple(each.weight for each in self.train if each.weight is not None)
+        return weights or None
+
+    @property
+    def own_formats(self) -> tuple[FormatConfig | None, ...]:
+        """The formats that data sets have for themselves, the held-out one included."""
+        held_out = () if self.evaluation is None else (self.evaluation,)
+        return tuple(each.format for each in (*self.training_sets, *held_out))
+
+    def of(self, data_set: DataSetConfig) -> "DataConfig":
+        """What holds for `data_set`, which may have a format of its own."""
+        return self if data_set.format is None else self.model_copy(update={"format": data_set.format})
+
+    @model_validator(mode="after")
+    def _a_mixture_is_whole(self) -> "DataConfig":
+        if isinstance(self.train, DataSetConfig):
+            return self
+        if not self.train:
+            raise ValueError("train: names no data set")
+        if len({each.weight is None for each in self.train}) > 1:
+            raise ValueError("train: a weight for every data set, or for none")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_is_of_the_format(self) -> "DataConfig":
+        own = None if self.evaluation is None else self.evaluation.format
+        if own is not None and own.type != self.format.type:
+            raise ValueError(f"evaluation.format.type: must be that of data.format, {self.format.type}")
+        return self
+
     @model_validator(mode="after")
     def _keys_belong_to_format(self) -> "DataConfig":
-        if self.chat_template is not None and not isinstance(self.format, ChatFormat):
+        formats = [each.format or self.format for each in self.training_sets]
+        if self.chat_template is not None and not any(isinstance(each, ChatFormat) for each in formats):
             raise ValueError("chat_template: is used by format.type: chat alone; leave it out")
-        if self.packing and isinstance(self.format, ClassificationFormat):
+        if self.packing and any(isinstance(each, ClassificationFormat) for each in formats):
             raise ValueError("packing: a classification scores its samples one by one; leave it out")
         return self

@@ -90,7 +90,7 @@ def dump_config(config: RunConfig) -> str:
 
 
 def resolved_values(config: RunConfig) -> dict[str, Any]:
-    """Dotted key -> plain value, for every value of the configuration; a list is one value."""
+    """Dotted key -> plain value, for every value of the configuration; a list of anything but sections is one value."""
     return {dotted(path): value for path, value in _leaves(_plain(config)).items()}
 
 
@@ -191,13 +191,14 @@ class _Draft:
             raise ConfigError([text for _, text in ordered])
 
     def _put(self, path: KeyPath, value: Any, *, source: str) -> None:
-        parent = self.values
+        parent: Any = self.values
         for length, key in enumerate(path[:-1], start=1):
-            if not isinstance(parent.get(key), dict):
-                parent[key] = {}
+            child = parent[_place(parent, key)] if _holds(parent, key) else None
+            if not isinstance(child, dict) and not (isinstance(child, list) and _holds(child, path[length])):
+                child = parent[_place(parent, key)] = {}
                 self.written[path[:length]] = source
-            parent = parent[key]
-        parent[path[-1]] = value
+            parent = child
+        parent[_place(parent, path[-1])] = value
         for origins in (self.lines, self.written):
             for inner in [known for known in origins if known[: len(path)] == path]:
                 del origins[inner]
@@ -232,6 +233,15 @@ def _read(path: Path) -> _Draft:
     return draft
 
 
+def _holds(values: dict[Any, Any] | list[Any], key: str) -> bool:
+    """Whether there is a value under a key, or at a position in a list."""
+    return key in values if isinstance(values, dict) else key.isdecimal() and int(key) < len(values)
+
+
+def _place(values: dict[Any, Any] | list[Any], key: str) -> str | int:
+    return key if isinstance(values, dict) else int(key)
+
+
 def _is_open(values: Any, path: KeyPath) -> bool:
     """Whether `path` can be set without touching anything written."""
     for key in path:
@@ -252,6 +262,8 @@ def _leaves(values: Mapping[str, Any], path: KeyPath = ()) -> dict[KeyPath, Any]
     for key, value in values.items():
         if isinstance(value, Mapping):
             leaves.update(_leaves(value, (*path, key)))
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            leaves.update(_leaves({str(number): item for number, item in enumerate(value)}, (*path, key)))
         else:
             leaves[(*path, key)] = value
     return leaves

@@ -44,6 +44,9 @@ def find_problems(error: ValidationError, *, schema: type[Section]) -> list[Prob
     return problems
 
 
+_OTHER_NAMES = {"max_samples": "limit", "num_samples": "limit", "type": "format"}
+"""What other programs call a key."""
+
 # What a value must be, by pydantic's error type; the branches of a union are joined with "or".
 _REQUIREMENTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "literal_error": lambda context: _either(_choices(context["expected"])),
@@ -130,6 +133,8 @@ def _unknown(place: "_Place", schema: type[Section]) -> str:
         if owners:
             return f"unknown key here; it belongs to {_tag(place.section).key}: {_either(owners, quoted=False)}"
     hints = _did_you_mean(key, allowed)
+    if not hints and _OTHER_NAMES.get(key) in allowed:
+        hints = f". It is called '{_OTHER_NAMES[key]}' here"
     homes = [section for section in dict.fromkeys(_homes(key, schema)) if section != dotted(place.path[:-1])]
     if homes:
         hints += f"{'' if hints else '.'} '{key}' is a key of {_either(homes, quoted=False, word='and')}"
@@ -161,7 +166,7 @@ def _follow(location: Iterable[int | str], schema: type[Section]) -> _Place:
     for item in map(str, location):
         if len(members) > 1:  # pydantic names the branch it took, by its tag or its type
             branches = tuple(member for member in members if _is_section(member))
-            members = tuple(branch for branch in branches if item in _branch_names(branch))
+            members = tuple(member for member in members if item in _branch_names(member))
             continue
         path = (*path, item)
         member = members[0] if members else None
@@ -173,8 +178,11 @@ def _follow(location: Iterable[int | str], schema: type[Section]) -> _Place:
     return _Place(path, members, section, branches)
 
 
-def _branch_names(section: type[Section]) -> tuple[str, ...]:
-    return (section.__name__, *_tag(section).values)
+def _branch_names(member: Any) -> tuple[str, ...]:
+    if _is_section(member):
+        return (member.__name__, *_tag(member).values)
+    items = get_args(member)
+    return (f"list[{items[0].__name__}]",) if get_origin(member) is list and _is_section(items[0]) else ()
 
 
 @dataclass(frozen=True, slots=True)

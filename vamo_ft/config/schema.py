@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vamo_ft.config.comparison import CompareConfig
-from vamo_ft.config.data import DataConfig
+from vamo_ft.config.data import DataConfig, same_classes
 from vamo_ft.config.method import (
     OPTIMIZERS,
     ForwardGradientConfig,
@@ -292,6 +292,17 @@ class RunConfig(Section):
             raise ValueError(
                 "data.packing: flash_attention_2 keeps documents apart in one row at a time only; leave "
                 "model.attn_implementation out, or write sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_agree(self) -> "RunConfig":
+        if self.model.task != "sequence_classification" and not isinstance(self.objective, MetricObjectiveConfig):
+            return self
+        if not all(each is None or same_classes(each, self.data.format) for each in self.data.own_formats):
+            raise ValueError(
+                "data.train: a classifier head, and an objective of type metric, need every data set's own format to "
+                "have data.format's type and labels"
             )
         return self
 

@@ -60,6 +60,10 @@ class SampleSource(Protocol):
         """Number of samples, indexed 0 to num_samples - 1."""
 
     @property
+    def samples_per_epoch(self) -> int:
+        """Samples that steps draw in an epoch: `num_samples`, unless data sets are mixed by weights."""
+
+    @property
     def batch_size(self) -> int:
         """Samples of one training step."""
 
@@ -72,6 +76,9 @@ class SampleSource(Protocol):
 
     def length(self, index: int) -> int:
         """Tokens of the longest row of the sample at `index`, without padding."""
+
+    def frequency(self, index: int) -> float:
+        """How often steps draw a sample, relative to the mean over all: 1, unless data sets are mixed by weights."""
 
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """`indices` sorted by length and cut so that samples times longest length stays within `token_budget`.

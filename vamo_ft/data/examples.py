@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, chain
 
-__all__ = ["Example", "Ids", "Spans", "TokenWriter", "TokenizedData"]
+__all__ = ["Example", "Ids", "Spans", "TokenWriter", "TokenizedData", "concatenated"]
 
 Ids = tuple[int, ...]
 
@@ -233,3 +233,31 @@ class TokenWriter:
             self._num_truncated,
             self._num_skipped,
         )
+
+
+def concatenated(parts: Sequence[TokenizedData]) -> TokenizedData:
+    """The samples of several data sets in turn, numbered through; rows keep their numbers in their own data set."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = [0, *accumulate(map(len, parts))]
+    tokens, spans = array("i"), array("i")
+    ends, span_ends = array("q"), array("q")
+    for part in parts:
+        ends.extend(len(tokens) + end for end in part.ends)
+        span_ends.extend(len(spans) + end for end in part.span_ends)
+        tokens.extend(part.tokens)
+        spans.extend(part.spans)
+    placed = list(zip(starts, parts, strict=False))
+    return TokenizedData(
+        tokens,
+        ends,
+        spans,
+        span_ends,
+        labels=tuple(label for part in parts for label in part.labels),
+        options={start + index: own for start, part in placed for index, own in part.options.items()},
+        references={start + index: own for start, part in placed for index, own in part.references.items()},
+        rows=array("q", chain.from_iterable(part.rows for part in parts)),
+        documents={start + index: own for start, part in placed for index, own in part.documents.items()},
+        num_truncated=sum(part.num_truncated for part in parts),
+        num_skipped=sum(part.num_skipped for part in parts),
+    )

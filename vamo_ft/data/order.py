@@ -1,5 +1,6 @@
 """The order in which training takes its samples: a pure function of the seed and the step."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
 
-__all__ = ["SampleOrder"]
+__all__ = ["SampleOrder", "permutation", "take"]
 
 
 class SampleOrder:
@@ -21,20 +22,36 @@ class SampleOrder:
         assert num_samples > 0 and batch_size > 0
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._permutation = lru_cache(maxsize=2)(partial(_permutation, num_samples, seed))
+        self._permutation = lru_cache(maxsize=2)(partial(_order_of_epoch, num_samples, seed))
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """All of them."""
+        return self._num_samples
+
+    def frequency(self, index: int) -> float:
+        """How often a sample is drawn, relative to the mean over all: 1."""
+        return 1.0
 
     def step_indices(self, step: int) -> tuple[int, ...]:
         """The samples of step `step`, counted from 0."""
-        indices: list[int] = []
-        start = step * self._batch_size
-        while len(indices) < self._batch_size:
-            epoch, position = divmod(start + len(indices), self._num_samples)
-            wanted = self._batch_size - len(indices)
-            indices += self._permutation(epoch)[position : position + wanted].tolist()
-        return tuple(indices)
+        return take(self._permutation, self._num_samples, first=step * self._batch_size, count=self._batch_size)
 
 
-def _permutation(num_samples: int, seed: int, epoch: int) -> Tensor:
-    """(num_samples,) int64: the samples sorted by random bits, equal bits in their own order."""
-    bits = random_bits(HashKey(seed, Domain.ORDER, epoch, 0), 0, num_samples, device=torch.device("cpu"))
+def take(epochs: Callable[[int], Tensor], length: int, *, first: int, count: int) -> tuple[int, ...]:
+    """Samples `first` to `first + count - 1` of epochs of `length` samples, one after another."""
+    indices: list[int] = []
+    while len(indices) < count:
+        epoch, position = divmod(first + len(indices), length)
+        indices += epochs(epoch)[position : position + count - len(indices)].tolist()
+    return tuple(indices)
+
+
+def _order_of_epoch(num_samples: int, seed: int, epoch: int) -> Tensor:
+    return permutation(num_samples, HashKey(seed, Domain.ORDER, epoch, 0))
+
+
+def permutation(size: int, key: HashKey) -> Tensor:
+    """(size,) int64: the numbers below `size` sorted by the random bits of `key`, equal bits in their own order."""
+    bits = random_bits(key, 0, size, device=torch.device("cpu"))
     return torch.argsort(bits, stable=True)

@@ -12,6 +12,7 @@ from vamo_ft.config.data import ChatFormat, ClassificationFormat, DataConfig, Da
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.types import Batch
+from vamo_ft.data.cache import TokenCache
 from vamo_ft.data.chat import tokenize_conversations
 from vamo_ft.data.collation import (
     collate_for_classifier,
@@ -21,11 +22,13 @@ from vamo_ft.data.collation import (
     collate_packed,
 )
 from vamo_ft.data.conversations import read_conversations
-from vamo_ft.data.examples import Example, TokenizedData
+from vamo_ft.data.examples import Example, TokenizedData, concatenated
 from vamo_ft.data.formatting import format_rows, read_documents
+from vamo_ft.data.mixture import MixedOrder, Mixture, Origin
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.packing import pack
 from vamo_ft.data.parts import Part, part_indices
+from vamo_ft.data.rows import Rows
 from vamo_ft.data.sources import load_rows
 from vamo_ft.data.stopping import until_stopped
 from vamo_ft.data.text import tokenize_documents
@@ -87,13 +90,21 @@ class TrainingSamples:
         layout: how they are put into a batch.
         batch_size: samples of one step.
         seed: keys the order.
+        mixture: the data sets whose samples these are; None: a single one.
     """
 
-    def __init__(self, data: TokenizedData, *, layout: Layout, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, data: TokenizedData, *, layout: Layout, batch_size: int, seed: int, mixture: Mixture | None = None
+    ) -> None:
         self.data = data
+        self.mixture = mixture or Mixture((len(data),))
         self._layout = layout
         self._batch_size = batch_size
-        self._order = SampleOrder(len(data), batch_size=batch_size, seed=seed)
+        self._order = (
+            SampleOrder(len(data), batch_size=batch_size, seed=seed)
+            if self.mixture.weights is None
+            else MixedOrder(self.mixture, batch_size=batch_size, seed=seed)
+        )
 
     @property
     def num_samples(self) -> int:
@@ -106,9 +117,16 @@ class TrainingSamples:
         return self._batch_size
 
     @property
+    def samples_per_epoch(self) -> int:
+        """Samples that steps draw in an epoch."""
+        return self._order.samples_per_epoch
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of every token and label."""
-        return self.data.fingerprint
+        """SHA-256 of every token and label, and of the data sets' sizes and weights where they decide the order."""
+        if self.mixture.weights is None:
+            return self.data.fingerprint
+        return sha256(f"{self.data.fingerprint} {self.mixture.sizes} {self.mixture.draws}".encode()).hexdigest()
 
     @property
     def longest(self) -> int:
@@ -122,6 +140,14 @@ class TrainingSamples:
     def length(self, index: int) -> int:
         """Tokens of the longest row of the sample at `index`, generated ones included."""
         return self._layout.length(self.data, index)
+
+    def origin(self, index: int) -> Origin:
+        """The data set that a sample comes from, and its rows there."""
+        return self.mixture.owner(index), self.data.rows_of(index)
+
+    def frequency(self, index: int) -> float:
+        """How often steps draw a sample, relative to the mean over all."""
+        return self._order.frequency(index)
 
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """`indices`, longest first, cut so that rows times longest length stays within `token_budget`.
@@ -192,6 +218,7 @@ def load_samples(
     offline: bool,
     metric: MetricObjectiveConfig | None = None,
     answer_tokens: int | None = None,
+    cache: TokenCache | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainingSamples, EvaluationSamples | None]:
     """Reads, formats and tokenizes the data of a run. Only training samples are packed: the mean loss is the same.
@@ -201,15 +228,19 @@ def load_samples(
         offline: make no network call.
         metric: trained on in place of a loss: training batches then hold what it scores, and every sample weighs 1.
         answer_tokens: of an evaluation that generates answers, the longest.
+        cache: of tokens; None makes them anew.
         stop_requested: asked at every sample.
 
     Raises:
         DataError: the data is not what the configuration says.
         StopRequested: between two samples.
     """
-    data = _tokenize(config, config.train, tokenizer, task=task, offline=offline, stop_requested=stop_requested)
+    parts = [
+        _tokenize(config, each, tokenizer, task=task, offline=offline, cache=cache, stop_requested=stop_requested)
+        for each in config.training_sets
+    ]
     if config.packing:
-        data = pack(data, max_length=config.max_length)
+        parts = [pack(part, max_length=config.max_length) for part in parts]
         layout = Layout(partial(collate_packed, pad_token_id=_pad_token_id(tokenizer)))
     elif metric is None:
         layout = _loss_layout(tokenizer, task=task, position_ids=position_ids)
@@ -217,7 +248,8 @@ def load_samples(
         layout = _equally_weighted(
             _score_layout(config, tokenizer, task=task, answer_tokens=metric.answer_tokens, position_ids=position_ids)
         )
-    training = TrainingSamples(data, layout=layout, batch_size=batch_size, seed=seed)
+    mixture = Mixture(tuple(map(len, parts)), config.weights)
+    training = TrainingSamples(concatenated(parts), layout=layout, batch_size=batch_size, seed=seed, mixture=mixture)
     if config.evaluation is None:
         return training, None
     evaluation = load_evaluation(
@@ -228,6 +260,7 @@ def load_samples(
         position_ids=position_ids,
         offline=offline,
         answer_tokens=answer_tokens,
+        cache=cache,
         stop_requested=stop_requested,
     )
     return training, evaluation
@@ -242,19 +275,24 @@ def load_evaluation(
     position_ids: bool,
     offline: bool,
     answer_tokens: int | None = None,
+    cache: TokenCache | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> EvaluationSamples:
     """Reads, formats and tokenizes `data_set` for evaluation, by the format and length of `config`.
 
     Args:
         answer_tokens: of generated answers, the longest; None generates none.
+        cache: of tokens; None makes them anew.
         stop_requested: asked at every sample.
 
     Raises:
         DataError: the data is not what the configuration says.
         StopRequested: between two samples.
     """
-    data = _tokenize(config, data_set, tokenizer, task=task, offline=offline, stop_requested=stop_requested)
+    data = _tokenize(
+        config, data_set, tokenizer, task=task, offline=offline, cache=cache, stop_requested=stop_requested
+    )
+    config = config.of(data_set)
     layout = _score_layout(config, tokenizer, task=task, answer_tokens=answer_tokens, position_ids=position_ids)
     return EvaluationSamples(data, layout=layout)
 
@@ -266,9 +304,31 @@ def _tokenize(
     *,
     task: Task,
     offline: bool,
+    cache: TokenCache | None,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
     rows = load_rows(data_set, offline=offline, stop_requested=stop_requested)
+    config = config.of(data_set)
+    tokenize = partial(_tokenize_rows, config, rows, tokenizer, task=task, stop_requested=stop_requested)
+    if cache is None:
+        return tokenize()
+    made_of = {
+        "rows": rows.content_hash(stop_requested),
+        "data_set": data_set.model_dump(mode="json", exclude={"path", "weight"}),
+        "settings": config.model_dump(mode="json", exclude={"train", "evaluation"}),
+        "task": task,
+    }
+    return cache.data(made_of, tokenize)
+
+
+def _tokenize_rows(
+    config: DataConfig,
+    rows: Rows,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    task: Task,
+    stop_requested: Callable[[], bool],
+) -> TokenizedData:
     if isinstance(config.format, ChatFormat):
         conversations = until_stopped(read_conversations(rows, config.format), stop_requested)
         return tokenize_conversations(conversations, tokenizer, max_length=config.max_length, place=rows.place)

@@ -6,9 +6,7 @@ nothing is cached, so that an edited file gives its new rows.
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import chain, islice
 from os.path import exists, expanduser
@@ -17,29 +15,12 @@ from typing import Any
 
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.core.errors import DataError
+from vamo_ft.data.hub import load_hub
+from vamo_ft.data.rows import Row, Rows, rename_columns
+from vamo_ft.data.splits import is_whole, select, split_names
 from vamo_ft.data.stopping import until_stopped
 
-__all__ = ["Row", "Rows", "load_rows", "row_places"]
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A data set before formatting.
-
-    Attributes:
-        place: what the user called it, for messages.
-        columns: every column that occurs.
-        rows: the rows in order; a row may lack a column.
-    """
-
-    place: str
-    columns: tuple[str, ...]
-    rows: Sequence[Row]
-
-    def __len__(self) -> int:
-        return len(self.rows)
+__all__ = ["Row", "Rows", "load_rows", "local_files", "numbered_lines", "read_rows"]
 
 
 def load_rows(config: DataSetConfig, *, offline: bool, stop_requested: Callable[[], bool] = lambda: False) -> Rows:
@@ -47,7 +28,7 @@ def load_rows(config: DataSetConfig, *, offline: bool, stop_requested: Callable[
 
     Args:
         offline: make no network call; a Hub data set must be in the local cache.
-        stop_requested: asked at every row of a local file.
+        stop_requested: asked at every row of a local file and of a stream.
 
     Raises:
         DataError: there is no such data, it is empty, or it cannot be read.
@@ -55,12 +36,16 @@ def load_rows(config: DataSetConfig, *, offline: bool, stop_requested: Callable[
     """
     local = exists(expanduser(config.path)) or _looks_local(config.path)
     try:
-        rows = _load_local(config, stop_requested) if local else _load_hub(config, offline=offline)
+        rows = (
+            _load_local(config, stop_requested)
+            if local
+            else load_hub(config, offline=offline, stop_requested=stop_requested)
+        )
     except OSError as error:
         raise DataError(f"{error.filename or config.path}: cannot be read ({error.strerror or error})") from error
     if len(rows) == 0:
         raise DataError(f"{rows.place}: no rows")
-    return rows
+    return rename_columns(rows, config.columns)
 
 
 def _looks_local(path: str) -> bool:
@@ -71,16 +56,39 @@ def _looks_local(path: str) -> bool:
 def _load_local(config: DataSetConfig, stop_requested: Callable[[], bool]) -> Rows:
     path = Path(expanduser(config.path))
     hub_keys = [key for key in ("name", "revision") if getattr(config, key) is not None]
-    if path.is_file() and config.split is not None:
-        hub_keys.append("split")
     if hub_keys:
         raise DataError(f"{path}: a local {'file' if path.is_file() else 'folder'} has no {hub_keys[0]}; leave it out")
-    files = _files_of_folder(path, split=config.split) if path.is_dir() else [path]
-    readers = [_reader(file) for file in files]
-    values = chain.from_iterable(read(file) for read, file in zip(readers, files, strict=True))
-    rows = list(islice(until_stopped(values, stop_requested), config.limit))
+    splits = {
+        name: until_stopped(chain.from_iterable(map(read_rows, files)), stop_requested)
+        for name, files in local_files(path, config.split).items()
+    }
+    if config.split is None or is_whole(config.split):
+        place = str(path)
+        values: Iterator[Row] = chain.from_iterable(splits.values())
+    else:
+        place = f"{path} ({config.split})"
+        values = select(config.split, {name: list(some) for name, some in splits.items()}, place=str(path))
+    rows = list(islice(values, config.limit))
     columns = dict.fromkeys(name for row in rows for name in row)
-    return Rows(str(path), tuple(columns), rows)
+    return Rows(place, tuple(columns), rows)
+
+
+def local_files(path: Path, split: str | None) -> dict[str, list[Path]]:
+    """The files of a local data set by the splits that are asked for; a file is the split `train` of its own.
+
+    Raises:
+        DataError: there are none.
+    """
+    names = [None] if split is None else split_names(split)
+    if path.is_dir():
+        chosen = {name or "train": _files_of_folder(path, split=name) for name in names}
+    elif path.is_file() and any(name not in (None, "train") for name in names):
+        raise DataError(f"{path}: a local file has no split '{names[0]}'; it is the split 'train', or leave split out")
+    else:
+        chosen = {"train": [path]}
+    for file in chain.from_iterable(chosen.values()):
+        _check_file(file)
+    return chosen
 
 
 def _files_of_folder(folder: Path, *, split: str | None) -> list[Path]:
@@ -106,14 +114,18 @@ def _is_of_split(file: Path, split: str) -> bool:
     return file.stem == split or file.stem.startswith((f"{split}-", f"{split}_", f"{split}."))
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
+def _check_file(file: Path) -> None:
     if not file.exists():
         if file.is_symlink():
             raise DataError(f"{file}: is a symbolic link to {file.readlink()}, which is not there")
         raise DataError(f"{file}: no such file or folder; {_neighbours(file)}")
     if file.suffix not in _READERS:
         raise DataError(f"{file}: unknown suffix '{file.suffix}'; use {_SUFFIXES}")
-    return _READERS[file.suffix]
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """The rows of one file, read as they are asked for."""
+    return _READERS[file.suffix](file)
 
 
 def _neighbours(file: Path) -> str:
@@ -129,7 +141,7 @@ def _listed(files: Sequence[Path]) -> str:
     return ", ".join(names) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Lines as (number from 1, text), cut at line feeds only: JSON strings may hold other separators."""
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
@@ -173,7 +185,7 @@ def _check_surrogates(value: Any, *, text: str, place: str) -> None:
 
 
 def _read_json_lines(file: Path) -> Iterator[Row]:
-    for number, line in _lines(file):
+    for number, line in numbered_lines(file):
         if text := line.strip():
             row = _parse_json(text, file=file, line=number)
             _check_surrogates(row, text=text, place=f"{file}:{number}")
@@ -182,7 +194,7 @@ def _read_json_lines(file: Path) -> Iterator[Row]:
 
 def _read_json(file: Path) -> Iterator[Row]:
     """A list of objects, or JSON lines under the suffix `.json`."""
-    text = "".join(line for _, line in _lines(file))
+    text = "".join(line for _, line in numbered_lines(file))
     if not text.lstrip().startswith("["):
         _refuse_one_object(text.strip(), file=file)
         yield from _read_json_lines(file)
@@ -204,7 +216,7 @@ def _refuse_one_object(text: str, *, file: Path) -> None:
 
 def _read_csv(file: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, refuses long documents
-    reader = csv.reader((line for _, line in _lines(file)), strict=True)
+    reader = csv.reader((line for _, line in numbered_lines(file)), strict=True)
     start = 1  # of the row that is read; quoted fields go over several lines
     try:
         columns = next(reader, [])
@@ -253,74 +265,5 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 _SUFFIXES = ".jsonl, .json, .csv or .parquet"
 
 
-def _load_hub(config: DataSetConfig, *, offline: bool) -> Rows:
-    import datasets
-
-    try:
-        with _hub_offline(offline):
-            rows = datasets.load_dataset(
-                config.path, config.name, split=config.split or "train", revision=config.revision
-            )
-    except (ConnectionError, FileNotFoundError) as error:
-        reason = "run.offline forbids a download" if offline else _first_line(error)
-        raise DataError(
-            f"{config.path}: no file or folder here, and not in the cache of Hub data sets; {reason}"
-        ) from error
-    except Exception as error:
-        raise DataError(f"{config.path}: cannot be loaded from the Hub ({_first_line(error)})") from error
-    if offline and config.revision is not None:
-        _check_cached_revision(config.path, config.revision, files=[entry["filename"] for entry in rows.cache_files])
-    if config.limit is not None:
-        rows = rows.select(range(min(config.limit, len(rows))))
-    return Rows(config.path, tuple(rows.column_names), rows)
-
-
-@contextmanager
-def _hub_offline(offline: bool) -> Iterator[None]:
-    """The library knows offline mode only as a process-wide setting, read from the environment at import."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before
-
-
-def _check_cached_revision(path: str, revision: str, *, files: Iterable[str]) -> None:
-    """Offline, the library takes the newest cached version whatever the revision; its folder names the commit."""
-    commits = {Path(file).parent.name for file in files}
-    if commits != {revision}:
-        raise DataError(
-            f"{path}: offline, revision '{revision}' is not the cached commit {', '.join(sorted(commits))}; "
-            "write that commit, or leave revision out"
-        )
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def row_places(config: DataSetConfig, indices: Sequence[int]) -> list[str]:
-    """Where rows stand, reading the data again: `file:line` of JSON lines, else the file and the row, counted from 1.
-
-    Raises:
-        DataError: the data is not what it was when the rows were loaded.
-    """
-    if not exists(expanduser(config.path)):
-        return [f"{config.path}, row {index + 1}" for index in indices]
-    path, wanted, places = Path(expanduser(config.path)), set(indices), dict[int, str]()
-    files = _files_of_folder(path, split=config.split) if path.is_dir() else [path]
-    for index, place in enumerate(chain.from_iterable(_places(file) for file in files)):
-        if index in wanted:
-            places[index] = place
-        if len(places) == len(wanted):
-            return [places[index] for index in indices]
-    raise DataError(f"{path}: has fewer rows than before")
-
-
-def _places(file: Path) -> Iterator[str]:
-    if file.suffix == ".jsonl":
-        return (f"{file}:{number}" for number, line in _lines(file) if line.strip())
-    return (f"{file}, row {number}" for number, _ in enumerate(_reader(file)(file), start=1))

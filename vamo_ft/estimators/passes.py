@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
@@ -12,7 +13,7 @@ from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Progress, ProgressTask, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Work
 
-__all__ = ["PassState", "SnapshotPasses", "Stages", "reference_samples"]
+__all__ = ["PassState", "Reference", "SnapshotPasses", "Stages", "reference_samples", "systematic_counts"]
 
 
 @dataclass(slots=True)
@@ -132,16 +133,66 @@ class SnapshotPasses:
             yield Stages(source, groups, state, task, self.stop_requested)
 
 
-def reference_samples(num_samples: int, *, subset: int | None, seed: int, step: int) -> list[int]:
-    """The samples whose mean at a snapshot stands for the mean over all, ascending.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Samples whose weighted mean at a snapshot stands for the mean under the law by which steps draw theirs.
+
+    Attributes:
+        indices: (m,) int64, each sample once, ascending.
+        frequencies: (m,) float64, how often each counts.
+    """
+
+    indices: Tensor
+    frequencies: Tensor
+
+    @property
+    def samples(self) -> list[int]:
+        """Their indices as a list."""
+        return self.indices.tolist()
+
+    def of(self, samples: Sequence[int]) -> Tensor:
+        """The frequencies of some of the samples, float64 on the host."""
+        return self.frequencies[torch.searchsorted(self.indices, torch.tensor(samples))]
+
+
+def reference_samples(source: SampleSource, *, subset: int | None, seed: int, step: int) -> Reference:
+    """The samples of a snapshot's mean.
+
+    All of them count as often as steps draw them, so that a batch's terms less the mean's have mean zero. M of them are
+    drawn without replacement where steps draw all alike; else by systematic sampling with probability proportional to
+    frequency (Madow 1949): in a random order they stand side by side, each as wide as it is frequent, and M points at
+    equal distances count how often each is taken. On average that is its share of M, and never off
+    by one.
 
     Args:
-        num_samples: n, of the whole data.
-        subset: M of them, drawn without replacement; None, or n and more: all of them.
+        source: n samples.
+        subset: M; None, or n and more: all of them.
         seed: the run's seed.
         step: of the snapshot; the draw is keyed by it.
     """
-    if subset is None or subset >= num_samples:
-        return list(range(num_samples))
-    bits = random_bits(HashKey(seed, Domain.SUBSET, step, 0), 0, num_samples, device=torch.device("cpu"))
-    return sorted(torch.argsort(bits, stable=True)[:subset].tolist())
+    count = source.num_samples
+    frequencies = torch.tensor([source.frequency(index) for index in range(count)], dtype=torch.float64)
+    if subset is None or subset >= count:
+        return Reference(torch.arange(count), frequencies)
+    host = torch.device("cpu")
+    order = torch.argsort(random_bits(HashKey(seed, Domain.SUBSET, step, 0), 0, count, device=host), stable=True)
+    if bool((frequencies == 1).all()):
+        return Reference(order[:subset].sort().values, torch.ones(subset, dtype=torch.float64))
+    shift = (int(random_bits(HashKey(seed, Domain.SUBSET, step, 1), 0, 1, device=host)) % 2**32 + 0.5) / 2**32
+    times = torch.empty(count, dtype=torch.int64)
+    times[order] = systematic_counts(frequencies[order], count=subset, shift=shift)
+    samples = times.nonzero().squeeze(1)
+    return Reference(samples, times[samples].double())
+
+
+def systematic_counts(sizes: Tensor, *, count: int, shift: float) -> Tensor:
+    """(n,) int64: how many of the points `shift, shift + 1, ... shift + count - 1` fall on each of n intervals.
+
+    Args:
+        sizes: (n,) float64, relative; the intervals fill [0, count) in their order.
+        shift: in (0, 1).
+    """
+    ends = sizes.cumsum(0) * (count / float(sizes.sum()))
+    ends[-1] = count
+    before = (ends - shift).ceil().long()  # points below each end
+    return before.diff(prepend=before.new_zeros(1))

@@ -18,7 +18,7 @@ from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.eps_search import EpsSearch
-from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
+from vamo_ft.estimators.passes import PassState, Reference, SnapshotPasses, reference_samples
 from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points
 from vamo_ft.estimators.table import DerivativeTable
 
@@ -133,7 +133,7 @@ class Snapshots:
                     for batch in stages.batches(number):
                         snapshot.table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
                         snapshot.scoring.work += Work.forward([batch])
-        snapshot.table.close(reference)
+        snapshot.table.close(reference.samples, frequencies=reference.frequencies)
         if samples := snapshot.table.not_finite():
             raise DivergenceError(
                 f"snapshot of step {snapshot.step}: the losses of {len(samples)} of {len(scored)} samples are not "
@@ -182,15 +182,14 @@ class Snapshots:
         seed, count = self._settings.seed, self._settings.num_probes
         return tuple(HashKey(seed, Domain.DIRECTION, snapshot.step, probe) for probe in range(count))
 
-    def samples(self, source: SampleSource, snapshot: Snapshot) -> tuple[list[int], list[int]]:
+    def samples(self, source: SampleSource, snapshot: Snapshot) -> tuple[list[int], Reference]:
         """The samples to score, and those among them whose mean stands for the full data."""
         settings = self._settings
-        reference = reference_samples(
-            source.num_samples, subset=settings.subset, seed=settings.seed, step=snapshot.step
-        )
-        if len(reference) == source.num_samples or snapshot.base is not None:  # recompute: only the mean is needed
-            return reference, reference
-        scored = set(reference)
+        reference = reference_samples(source, subset=settings.subset, seed=settings.seed, step=snapshot.step)
+        samples = reference.samples
+        if len(samples) == source.num_samples or snapshot.base is not None:  # recompute: only the mean is needed
+            return samples, reference
+        scored = set(samples)
         for step in range(snapshot.step, snapshot.step + settings.horizon):
             scored.update(source.step_indices(step))
         return sorted(scored), reference

@@ -45,9 +45,9 @@ class _Snapshot:
     """One reference point, complete or still in its pass.
 
     Attributes:
-        sums: `sum_i grad L_i(xs)` over the samples seen so far, float32 or wider.
-        weight: () float64, `sum_i t_i` over the same samples.
-        num_samples: how many these are.
+        sums: `sum_i p_i grad L_i(xs)` over the samples seen so far, float32 or wider.
+        weight: () float64, `sum_i p_i t_i` over the same samples.
+        num_samples: `sum_i p_i`: how many these are, each as often as steps draw it.
         base: the parameters xs; None during the pass, in which they do not move.
     """
 
@@ -55,17 +55,18 @@ class _Snapshot:
     sums: tuple[Tensor, ...]
     weight: Tensor
     scoring: PassState
-    num_samples: int = 0
+    num_samples: float = 0.0
     base: tuple[Tensor, ...] | None = None
 
 
 class Svrg:
     """`v = grad f_I(x) - alpha_t [ (1/D) sum_{i in I} (grad L_i(xs) - t_i grad f(xs)) ]`.
 
-    L_i is a sample's summed loss and t_i its weight, `grad f(xs) = sum_i grad L_i(xs) / sum_i t_i` the full gradient at
-    the snapshot xs, and `D = b Tbar` with `Tbar = sum_i t_i / n`: the bracket has mean zero over uniformly drawn
-    batches, so `E[v] = E[grad f_I(x)]` for any alpha. `normaliser="batch"` takes `D = sum_{i in I} t_i`, which is
-    `grad f_I(xs) - grad f(xs)`; with equal weights the two are the same.
+    L_i is a sample's summed loss, t_i its weight and p_i how often steps draw it, on average 1;
+    `grad f(xs) = sum_i p_i grad L_i(xs) / sum_i p_i t_i` is the full gradient at the snapshot xs, and `D = b Tbar` with
+    `Tbar = sum_i p_i t_i / n`: the bracket has mean zero over batches drawn by that law, so `E[v] = E[grad f_I(x)]` for
+    any alpha. `normaliser="batch"` takes `D = sum_{i in I} t_i`, which is `grad f_I(xs) - grad f(xs)`; with equal
+    weights the two are the same.
 
     alpha = 1 throughout is SVRG; alpha falling linearly to 0 over the run is alpha-SVRG. Gradients at the snapshot are
     taken with dropout off, that at x as `FirstOrder` takes it. Held beyond the gradient: a copy of the parameters, the
@@ -162,18 +163,20 @@ class Svrg:
 
     def _score(self, source: SampleSource, snapshot: _Snapshot) -> None:
         """The pass: the gradients of all samples are added up, one group of samples after the other."""
-        samples = reference_samples(
-            source.num_samples, subset=self._settings.subset, seed=self._settings.seed, step=snapshot.step
+        device = self._runtime.device
+        reference = reference_samples(
+            source, subset=self._settings.subset, seed=self._settings.seed, step=snapshot.step
         )
-        with self._passes.over(source, samples, stages=1, state=snapshot.scoring) as stages:
+        with self._passes.over(source, reference.samples, stages=1, state=snapshot.scoring) as stages:
             for batch in stages.batches(0):
                 self._parameters.clear_gradients()
-                self._add_gradient(batch)
+                drawn = reference.of(batch.indices)  # (m,)
+                self._add_gradient(batch, drawn=drawn.to(device))
                 for total, tensor in zip(snapshot.sums, self._parameters.tensors, strict=True):
                     if tensor.grad is not None:
                         total += tensor.grad
-                snapshot.weight = snapshot.weight + batch.counts.to(self._runtime.device).double().sum()
-                snapshot.num_samples += len(batch)
+                snapshot.weight = snapshot.weight + (drawn.to(device) * batch.counts.to(device)).sum()
+                snapshot.num_samples += float(drawn.sum())
                 snapshot.scoring.work += Work.forward([batch]) + Work.backward([batch])
         self._parameters.clear_gradients()
         if not all_finite(snapshot.sums):
@@ -201,9 +204,10 @@ class Svrg:
             for gradient, total in zip(self._parameters.gradients(), snapshot.sums, strict=True):
                 gradient += coefficient * total
 
-    def _add_gradient(self, batch: Batch, *, scale: Tensor | float = 1.0) -> None:
-        """`.grad += scale * sum_i grad L_i` at the present point, with dropout off."""
+    def _add_gradient(self, batch: Batch, *, scale: Tensor | float = 1.0, drawn: Tensor | None = None) -> None:
+        """`.grad += scale * sum_i drawn_i grad L_i` at the present point, with dropout off."""
         self._objective.module.eval()
         with self._runtime.autocast():
-            total = self._objective.terms(batch.to(self._runtime.device)).total.sum()
-        self._runtime.backward(total * scale)
+            total = self._objective.terms(batch.to(self._runtime.device)).total
+        weighted = total if drawn is None else total * drawn.to(total)
+        self._runtime.backward(weighted.sum() * scale)

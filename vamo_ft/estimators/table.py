@@ -20,10 +20,11 @@ class DerivativeTable:
     The rows replace a copy of the snapshot's parameters, forward passes there in every step, and a dense full gradient:
     with `dL_ij` the derivative of sample i's summed loss along z_j and t_i its weight,
 
-        cbar_j = sum_i dL_ij / sum_i t_i        (i over the reference samples)
-        b_j    = sum_{i in I} (dL_ij - t_i cbar_j) / (b Tbar),      Tbar = sum_i t_i / n
+        cbar_j = sum_i p_i dL_ij / sum_i p_i t_i        (i over the reference samples)
+        b_j    = sum_{i in I} (dL_ij - t_i cbar_j) / (b Tbar),      Tbar = sum_i p_i t_i / sum_i p_i
 
-    `b` is the noise of batch I's mean gradient along the directions, and has mean zero over uniformly drawn batches.
+    where p_i is how often steps draw sample i. `b` is the noise of batch I's mean gradient along the directions, and
+    has mean zero over batches drawn by that law.
     `normaliser="batch"` divides by the batch's own weight instead of `b Tbar`, as SVRG does.
 
     Args:
@@ -57,18 +58,20 @@ class DerivativeTable:
         self._counts[rows] = counts.to(self._counts)
         self._scored[list(indices)] = True
 
-    def close(self, reference: Sequence[int]) -> None:
+    def close(self, reference: Sequence[int], *, frequencies: Tensor | None = None) -> None:
         """Ends the pass: takes the means over `reference`, and keeps the rows in their final precision.
 
         Args:
-            reference: samples as they are drawn: one that steps draw k times as often as others, because data sets are
-                mixed by weights, stands here k times. Under that law the noise has mean zero.
+            reference: samples as they are drawn: one that steps draw k times as often as others may stand here k times.
+            frequencies: (m,) how often steps draw each of them, where data sets are mixed by weights; None: as often as
+                it stands there. Under that law the noise has mean zero.
         """
         rows = torch.tensor(reference, device=self._derivatives.device)
-        counts = self._counts[rows].double()
+        drawn = (torch.ones(len(reference)) if frequencies is None else frequencies).to(self._mean)  # (m,) float64
+        counts = self._counts[rows].double() * drawn
         self._derivatives = self._derivatives.to(self._dtype)
-        self._mean = self._derivatives[rows].double().sum(0) / counts.sum()
-        self._mean_count = counts.mean()
+        self._mean = (self._derivatives[rows].double() * drawn.unsqueeze(1)).sum(0) / counts.sum()
+        self._mean_count = counts.sum() / drawn.sum()
 
     def batch_noise(self, indices: Sequence[int], *, normaliser: str) -> Tensor:
         """(q,) float64, `b` for the batch of samples `indices`."""

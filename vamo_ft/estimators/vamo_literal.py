@@ -52,8 +52,8 @@ class _Snapshot:
 
     step: int
     base: tuple[Tensor, ...]  # xs
-    total: tuple[Tensor, ...]  # sum_i ghat L_i(xs), float32 or wider
-    weight: Tensor  # () float64, sum_i t_i
+    total: tuple[Tensor, ...]  # sum_i p_i ghat L_i(xs), float32 or wider; p_i: how often steps draw i, on average 1
+    weight: Tensor  # () float64, sum_i p_i t_i
     scoring: PassState
 
 
@@ -74,9 +74,10 @@ class VamoLiteral:
 
     Samples of t_i tokens: f_i is a sample's summed loss L_i in units of the mean weight Tbar, and the batch term
 
-        (1 / (b Tbar)) sum_{i in I} [ ghat L_i - t_i sum_k ghat L_k / sum_k t_k ]
+        (1 / (b Tbar)) sum_{i in I} [ ghat L_i - t_i sum_k p_k ghat L_k / sum_k p_k t_k ]
 
-    is the noise of the batch's token mean, zero in the mean over uniformly drawn batches and the paper's for equal t_i.
+    is the noise of the batch's token mean, and the paper's for equal t_i. p_k is how often steps draw sample k, on
+    average 1 and alike without a mixture; under that law the mean of the term is zero.
     Each sample is evaluated alone at all of its points, so that rounding cancels in the differences.
 
     Args:
@@ -206,10 +207,11 @@ class VamoLiteral:
         """The pass: adds up `ghat L_i` and t_i over all samples."""
         with self._passes.over(source, range(source.num_samples), stages=1, state=snapshot.scoring) as stages:
             for sample in stages.batches(0):
+                drawn = source.frequency(sample.indices[0])
                 coefficients = self._coefficients(snapshot, sample)
                 keys = self._keys(snapshot, sample)
-                self._directions.axpy_(snapshot.total, coefficients, keys)
-                snapshot.weight += sample.counts.to(self._runtime.device).double().sum()
+                self._directions.axpy_(snapshot.total, drawn * coefficients, keys)
+                snapshot.weight += drawn * sample.counts.to(self._runtime.device).double().sum()
                 snapshot.scoring.work += self._probe.work([sample], self._points, keys)
         if not all_finite(snapshot.total):
             raise DivergenceError(

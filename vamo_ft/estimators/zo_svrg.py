@@ -52,8 +52,8 @@ class _Snapshot:
     """One reference point, complete or still in its pass.
 
     Attributes:
-        sums: (q,) float64, derivatives of the summed losses of the samples seen so far.
-        weight: () float64, the sum of their weights.
+        sums: (q,) float64, derivatives of the summed losses of the samples seen so far, each as often as it is drawn.
+        weight: () float64, the sum of their weights, counted alike.
         base: the parameters xs; None during the pass, in which they do not move.
     """
 
@@ -194,12 +194,14 @@ class ZoSvrg:
         """The pass: one group of samples after the other, each at every probe point."""
         settings = self._settings
         keys = self._keys(snapshot.step, first=settings.num_probes)
-        samples = reference_samples(source.num_samples, subset=settings.subset, seed=settings.seed, step=snapshot.step)
-        with self._passes.over(source, samples, stages=1, state=snapshot.scoring) as stages:
+        device = self._runtime.device
+        reference = reference_samples(source, subset=settings.subset, seed=settings.seed, step=snapshot.step)
+        with self._passes.over(source, reference.samples, stages=1, state=snapshot.scoring) as stages:
             for batch in stages.batches(0):
                 derivatives, _ = self._probe.derivatives([batch], self._points, keys)  # (m, q)
-                snapshot.sums = snapshot.sums + derivatives.sum(0)
-                snapshot.weight = snapshot.weight + batch.counts.to(self._runtime.device).double().sum()
+                drawn = reference.of(batch.indices).to(device)  # (m,)
+                snapshot.sums = snapshot.sums + (drawn.unsqueeze(1) * derivatives).sum(0)
+                snapshot.weight = snapshot.weight + (drawn * batch.counts.to(device)).sum()
                 snapshot.scoring.work += self._probe.work([batch], self._points, keys)
         if not all_finite([snapshot.sums]):
             raise DivergenceError(

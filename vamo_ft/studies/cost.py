@@ -57,7 +57,7 @@ def cost_of_epoch(subject: Subject, batches: Sequence[Batch], *, plain: Work, ev
         every_step: what the method does with them besides in a step: probes at the snapshot, for `source: recompute`.
     """
     counted = sum(len(batch) for batch in batches)
-    epoch = subject.source.num_samples / counted
+    epoch = subject.source.samples_per_epoch / counted
     points = probe_points(subject.difference, num_probes=subject.num_probes, eps=1.0)
     probes = probe_work(batches, points)
     reference = _scaled(subject, plain, epoch)

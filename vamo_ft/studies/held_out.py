@@ -28,6 +28,11 @@ class SampleSubset:
         return len(self._indices)
 
     @property
+    def samples_per_epoch(self) -> int:
+        """All of them."""
+        return self.num_samples
+
+    @property
     def batch_size(self) -> int:
         """Samples of one training step."""
         return self._source.batch_size
@@ -48,6 +53,10 @@ class SampleSubset:
     def length(self, index: int) -> int:
         """Tokens of a sample's longest row."""
         return self._source.length(self._indices[index])
+
+    def frequency(self, index: int) -> float:
+        """1: each as often as any other."""
+        return 1.0
 
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """As the source groups them."""

@@ -48,6 +48,11 @@ class TensorSamples:
         return len(self._features)
 
     @property
+    def samples_per_epoch(self) -> int:
+        """All of them."""
+        return self._order.samples_per_epoch
+
+    @property
     def batch_size(self) -> int:
         """Samples of one training step."""
         return self._batch_size
@@ -74,6 +79,10 @@ class TensorSamples:
     def length(self, index: int) -> int:
         """One token."""
         return 1
+
+    def frequency(self, index: int) -> float:
+        """1: each as often as any other."""
+        return self._order.frequency(index)
 
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """`indices` in parts of at most `token_budget` samples."""

@@ -1,0 +1,31 @@
+"""What the data of a run needs from its surroundings, and what is told of it."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from vamo_ft.data.cache import TokenCache, cache_folder
+from vamo_ft.data.mixture import Mixture
+from vamo_ft.models.fingerprint import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["build_cache", "tell_mixture"]
+
+_log = logging.getLogger("vamo_ft")
+
+
+def build_cache(tokenizer: "PreTrainedTokenizerBase") -> TokenCache:
+    """Of what a tokenizer makes of data sets."""
+    return TokenCache(cache_folder(), tokenizer_fingerprint(tokenizer))
+
+
+def tell_mixture(mixture: Mixture) -> None:
+    """Logs how several data sets make up an epoch."""
+    if len(mixture.sizes) > 1:
+        _log.info(
+            "data.train: %d data sets of %s samples; an epoch draws %s of them",
+            len(mixture.sizes),
+            ", ".join(map(str, mixture.sizes)),
+            ", ".join(map(str, mixture.draws)),
+        )
