@@ -164,7 +164,7 @@ def test_groups_leave_room_for_the_answers(tmp_path: Path) -> None:
     _, evaluation = load(config, answer_tokens=20)
     batches = list(evaluation.batches(token_budget=150))
     assert sorted(index for batch in batches for index in batch.indices) == list(range(11))
-    assert {"positions", "tokens", "prompt_ids", "prompt_mask"} == set(batches[0].targets)
+    assert {"positions", "tokens", "prompt_ids", "prompt_mask", "answer_ids"} == set(batches[0].targets)
     for batch in batches:
         rows, prompt = batch.targets["prompt_ids"].shape
         assert rows * (prompt + 20 - 1) <= 150 or rows == 1

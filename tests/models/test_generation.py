@@ -6,10 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from tests.tiny import byte_tokenizer, tiny_gpt2, tiny_llama
+from tests.tiny import byte_tokenizer, pair, tiny_gpt2, tiny_llama
 from vamo_ft.config.schema import AdapterConfig, ModelConfig
 from vamo_ft.data.collation import collate_for_generation
-from vamo_ft.data.tokenization import Example
 from vamo_ft.models.adapters import add_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.generation import greedy_decoder, text_decoder
@@ -67,7 +66,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def test_answers_equal_the_loop(model: PreTrainedModel) -> None:
-    examples = [Example(index, ids(prompt), ids("x"), None) for index, prompt in enumerate(PROMPTS)]
+    examples = [pair(index, ids(prompt), ids("x"), None) for index, prompt in enumerate(PROMPTS)]
     targets = collate_for_generation(examples, pad_token_id=PAD, position_ids=True).targets
     answers = greedy_decoder(model, byte_tokenizer(), max_new_tokens=9)(targets["prompt_ids"], targets["prompt_mask"])
     expected = [greedy_loop(model, ids(prompt), max_new_tokens=9) for prompt in PROMPTS]

@@ -19,11 +19,19 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """One sample as text; `label` is the class number, in the order of `data.format.labels`, or None."""
+    """One sample as text.
+
+    Attributes:
+        label: the class number, in the order of `data.format.labels`, or that of the right one of `options`; or None.
+        options: the sample's own texts to score after the prompt; none where those of the format serve.
+        references: right answers, where there are several; none: the completion is the only one.
+    """
 
     prompt: str
     completion: str
     label: int | None
+    options: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,11 @@ from vamo_ft.data.collation import (
     collate_for_language_model,
     collate_options,
 )
+from vamo_ft.data.examples import Example, TokenizedData
 from vamo_ft.data.formatting import TextExample, format_rows
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.sources import load_rows
 from vamo_ft.data.tokenization import (
-    Example,
-    TokenizedData,
     tokenize_for_classifier,
     tokenize_for_language_model,
     tokenize_options,

@@ -1,112 +1,24 @@
-"""Turns text into token ids: prompt and completion apart, cut to a length, kept in flat arrays.
+"""Turns prompts and completions into token ids, apart from each other, and cuts them to a length.
 
 The beginning of a prompt is cut first and a completion never, since the completion is what is learnt; special tokens
 that the tokenizer puts in front stay. A text for a classifier keeps its beginning instead.
 """
 
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from vamo_ft.core.errors import DataError
+from vamo_ft.data.examples import Ids, TokenizedData, TokenWriter
 from vamo_ft.data.formatting import TextExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Example", "TokenizedData", "tokenize_for_classifier", "tokenize_for_language_model", "tokenize_options"]
+__all__ = ["tokenize_for_classifier", "tokenize_for_language_model", "tokenize_options"]
 
 _CHUNK = 1000
 """Rows that are given to the tokenizer at once."""
-
-Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One tokenized sample; `index` is its place in the data set, `label` its class number."""
-
-    index: int
-    prompt_ids: Ids
-    completion_ids: Ids
-    label: int | None
-
-
-@dataclass(frozen=True)
-class TokenizedData:
-    """All samples of a data set.
-
-    Attributes:
-        tokens: the ids of all prompts and completions in turn.
-        ends: `ends[2 i]` and `ends[2 i + 1]` are where prompt and completion of sample i end in `tokens`.
-        labels: class number of each sample, or None.
-        num_truncated: samples that were cut to the maximum length.
-    """
-
-    tokens: "array[int]"
-    ends: "array[int]"
-    labels: tuple[int | None, ...]
-    num_truncated: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        start, middle, end = self._bounds(index)
-        return Example(index, tuple(self.tokens[start:middle]), tuple(self.tokens[middle:end]), self.labels[index])
-
-    def prompt_length(self, index: int) -> int:
-        """Tokens of the prompt."""
-        start, middle, _ = self._bounds(index)
-        return middle - start
-
-    def input_length(self, index: int) -> int:
-        """Tokens that a model reads: the last one of a completion is only predicted."""
-        start, middle, end = self._bounds(index)
-        return middle - start + max(0, end - middle - 1)
-
-    @property
-    def largest_token(self) -> int:
-        """The largest id that occurs; -1 where there is none."""
-        return max(self.tokens, default=-1)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of every token, boundary and label."""
-        digest = sha256(f"{len(self.tokens)} {len(self.ends)} {self.labels}".encode())
-        digest.update(self.tokens.tobytes())
-        digest.update(self.ends.tobytes())
-        return digest.hexdigest()
-
-    def _bounds(self, index: int) -> tuple[int, int, int]:
-        start = self.ends[2 * index - 1] if index > 0 else 0
-        return start, self.ends[2 * index], self.ends[2 * index + 1]
-
-
-class _Writer:
-    def __init__(self) -> None:
-        self._tokens = array("i")
-        self._ends = array("q")
-        self._labels: list[int | None] = []
-        self._num_truncated = 0
-
-    @property
-    def num_samples(self) -> int:
-        return len(self._labels)
-
-    def append(self, prompt: Sequence[int], completion: Sequence[int], *, label: int | None, truncated: bool) -> None:
-        for ids in (prompt, completion):
-            self._tokens.extend(ids)
-            self._ends.append(len(self._tokens))
-        self._labels.append(label)
-        self._num_truncated += truncated
-
-    def finish(self) -> TokenizedData:
-        return TokenizedData(self._tokens, self._ends, tuple(self._labels), self._num_truncated)
 
 
 def tokenize_options(labels: Mapping[str, str], tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, ...]:
@@ -133,7 +45,7 @@ def tokenize_for_language_model(
     options: Sequence[Ids] | None,
     place: str,
 ) -> TokenizedData:
-    """Prompts, and completions with the end-of-text token or, for a classification, one of `options`.
+    """Prompts, and completions with the end-of-text token or, for a classification, one of `options` or of its own.
 
     Args:
         max_length: tokens of prompt and completion together. With options there is room for the longest one, so that
@@ -148,13 +60,16 @@ def tokenize_for_language_model(
         raise DataError("the tokenizer has no end-of-text token, with which a completion has to end")
     prefix, _ = _special_tokens(tokenizer)
     reserved_for_options = max(len(option) for option in options) if options else 0
-    writer = _Writer()
+    writer = TokenWriter()
     for chunk in _chunks(examples):
         bodies = _encode([text.prompt for text in chunk], tokenizer)
         completions = _completions(chunk, tokenizer, options=options)
         for text, body, completion in zip(chunk, bodies, completions, strict=True):
             row = f"{place}: row {writer.num_samples + 1}"
-            reserved = max(len(completion), reserved_for_options)
+            own = tuple(tuple(ids) for ids in _encode(list(text.options), tokenizer)) if text.options else ()
+            if own and text.label is not None:
+                completion = own[text.label]
+            reserved = max(len(completion), reserved_for_options, *map(len, own))
             room = max_length - reserved
             if room < 1:
                 raise DataError(
@@ -166,7 +81,14 @@ def tokenize_for_language_model(
             if truncated:
                 kept = max(0, room - len(prefix))
                 prompt = (*prefix[:room], *body[len(body) - kept :])
-            writer.append(prompt, completion, label=text.label, truncated=truncated)
+            writer.append(
+                (*prompt, *completion),
+                ((len(prompt), len(prompt) + len(completion)),),
+                label=text.label,
+                options=own,
+                references=text.references,
+                truncated=truncated,
+            )
     return writer.finish()
 
 
@@ -193,7 +115,7 @@ def tokenize_for_classifier(
     """
     prefix, suffix = _special_tokens(tokenizer)
     room = max(0, max_length - len(prefix) - len(suffix))
-    writer = _Writer()
+    writer = TokenWriter()
     for chunk in _chunks(examples):
         for text, body in zip(chunk, _encode([text.prompt for text in chunk], tokenizer), strict=True):
             row = f"{place}: row {writer.num_samples + 1}"
