@@ -4,7 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vamo_ft.config.objective import FREE_TEXT_METRICS
+from vamo_ft.config.sampling import SampleConfig
 from vamo_ft.config.section import Section
+from vamo_ft.config.tasks import TaskFormat
 
 
 class DataSetConfig(Section):
@@ -15,12 +18,13 @@ class DataSetConfig(Section):
     split: str | None = Field(None, description="split of a Hub data set or folder; default train")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     limit: int | None = Field(None, gt=0, description="use the first rows only")
+    sample: SampleConfig | None = Field(None, description="use rows drawn at random, after limit; null: all")
 
 
 class ClassificationFormat(Section):
     """Label words after a prompt (causal_lm), or a classifier head (sequence_classification)."""
 
-    type: Literal["classification"] = Field(description="classification, or prompt_completion")
+    type: Literal["classification"] = Field(description="classification, prompt_completion or task")
     template: str = Field(description="the prompt, with columns in braces: '{sentence} It was'")
     label: str = Field("label", description="column of the label")
     labels: dict[str, str] = Field(
@@ -40,16 +44,36 @@ class ClassificationFormat(Section):
             raise ValueError("labels: two labels have the same text and could not be told apart")
         return self
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.labels)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss."""
+        return ("accuracy",)
+
 
 class PromptCompletionFormat(Section):
     """A prompt and the text to learn; the end-of-text token is appended to the completion."""
 
-    type: Literal["prompt_completion"] = Field(description="prompt_completion, or classification")
+    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification or task")
     prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
     completion: str = Field("{completion}", description="the text to learn, with columns in braces")
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
 
-FormatConfig = Annotated[ClassificationFormat | PromptCompletionFormat, Field(discriminator="type")]
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss."""
+        return FREE_TEXT_METRICS
+
+
+FormatConfig = Annotated[ClassificationFormat | PromptCompletionFormat | TaskFormat, Field(discriminator="type")]
 
 
 class DataConfig(Section):
@@ -59,3 +83,11 @@ class DataConfig(Section):
     evaluation: DataSetConfig | None = Field(None, description="held-out data; null evaluates nothing")
     format: FormatConfig = Field(description="how a row becomes a prompt and the supervised text")
     max_length: int = Field(512, ge=2, description="tokens per sample; longer prompts lose their beginning")
+
+    @model_validator(mode="after")
+    def _samples_per_class_have_classes(self) -> "DataConfig":
+        for key, data_set in (("train", self.train), ("evaluation", self.evaluation)):
+            sample = None if data_set is None else data_set.sample
+            if sample is not None and sample.per_class is not None and not self.format.classes:
+                raise ValueError(f"{key}.sample.per_class: the format's rows have no classes; write size")
+        return self

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vamo_ft.config.objective import GENERATED_METRICS
+from vamo_ft.config.objective import FREE_TEXT_METRICS
 from vamo_ft.config.section import Section
 
 __all__ = ["TASK_CLASSES", "TaskFormat"]
@@ -44,4 +44,4 @@ class TaskFormat(Section):
     @property
     def metrics(self) -> tuple[str, ...]:
         """What can be measured beside the loss."""
-        return GENERATED_METRICS if self.name in ("squad", "drop") else ("accuracy",)
+        return FREE_TEXT_METRICS if self.name in ("squad", "drop") else ("accuracy",)

@@ -27,6 +27,7 @@ class Example:
         label: class number, or that of the right option.
         options: the sample's own texts to score after the prompt; none where the format's serve, or there are none.
         references: right answers as text; none: the completion is the only one.
+        right: the numbers of all right options where several may be; none: `label` is the only one.
         documents: where each of several packed documents ends in the row; none for a single one.
     """
 
@@ -37,6 +38,7 @@ class Example:
     options: tuple[Ids, ...] = ()
     references: tuple[str, ...] = ()
     documents: Ids = ()
+    right: Ids = ()
 
     @property
     def prompt_ids(self) -> Ids:
@@ -67,6 +69,7 @@ class TokenizedData:
         options: tokens of the options of the samples that have their own.
         references: right answers of the samples that name them.
         documents: ends of the packed documents of the samples that consist of several.
+        right: numbers of all right options of the samples that may have several.
         num_truncated: samples that were cut to the maximum length.
         num_skipped: rows of the data set that were left out, since nothing in them is supervised.
     """
@@ -79,6 +82,7 @@ class TokenizedData:
     options: Mapping[int, tuple[Ids, ...]]
     references: Mapping[int, tuple[str, ...]]
     documents: Mapping[int, Ids]
+    right: Mapping[int, Ids]
     num_truncated: int
     num_skipped: int
 
@@ -97,6 +101,7 @@ class TokenizedData:
             self.options.get(index, ()),
             self.references.get(index, ()),
             self.documents.get(index, ()),
+            self.right.get(index, ()),
         )
 
     def length(self, index: int) -> int:
@@ -128,7 +133,8 @@ class TokenizedData:
     def fingerprint(self) -> str:
         """SHA-256 of every token, boundary, supervised run, label, option, reference and packed document."""
         sizes = [len(part) for part in (self.tokens, self.ends, self.spans, self.span_ends)]
-        digest = sha256(f"{sizes} {self.labels} {self.options} {self.references} {self.documents}".encode())
+        own = (self.labels, self.options, self.right, self.references, self.documents)
+        digest = sha256(f"{sizes} {own}".encode())
         for part in (self.tokens, self.ends, self.spans, self.span_ends):
             digest.update(part.tobytes())
         return digest.hexdigest()
@@ -148,6 +154,7 @@ class TokenWriter:
         self._options: dict[int, tuple[Ids, ...]] = {}
         self._references: dict[int, tuple[str, ...]] = {}
         self._documents: dict[int, Ids] = {}
+        self._right: dict[int, Ids] = {}
         self._num_truncated = 0
         self._num_skipped = 0
 
@@ -165,6 +172,7 @@ class TokenWriter:
         options: tuple[Ids, ...] = (),
         references: tuple[str, ...] = (),
         documents: Ids = (),
+        right: Ids = (),
         truncated: bool = False,
     ) -> None:
         """Adds one sample; see `Example`."""
@@ -182,6 +190,8 @@ class TokenWriter:
             self._references[index] = references
         if documents:
             self._documents[index] = documents
+        if right:
+            self._right[index] = right
         self._num_truncated += truncated
 
     def skip(self, rows: int = 1) -> None:
@@ -199,6 +209,7 @@ class TokenWriter:
             self._options,
             self._references,
             self._documents,
+            self._right,
             self._num_truncated,
             self._num_skipped,
         )

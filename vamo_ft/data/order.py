@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
 
-__all__ = ["SampleOrder"]
+__all__ = ["SampleOrder", "permutation"]
 
 
 class SampleOrder:
@@ -21,7 +21,7 @@ class SampleOrder:
         assert num_samples > 0 and batch_size > 0
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._permutation = lru_cache(maxsize=2)(partial(_permutation, num_samples, seed))
+        self._permutation = lru_cache(maxsize=2)(partial(_order_of_epoch, num_samples, seed))
 
     def step_indices(self, step: int) -> tuple[int, ...]:
         """The samples of step `step`, counted from 0."""
@@ -34,7 +34,11 @@ class SampleOrder:
         return tuple(indices)
 
 
-def _permutation(num_samples: int, seed: int, epoch: int) -> Tensor:
-    """(num_samples,) int64: the samples sorted by random bits, equal bits in their own order."""
-    bits = random_bits(HashKey(seed, Domain.ORDER, epoch, 0), 0, num_samples, device=torch.device("cpu"))
+def _order_of_epoch(num_samples: int, seed: int, epoch: int) -> Tensor:
+    return permutation(num_samples, HashKey(seed, Domain.ORDER, epoch, 0))
+
+
+def permutation(size: int, key: HashKey) -> Tensor:
+    """(size,) int64: the numbers below `size` sorted by the random bits of `key`, equal bits in their own order."""
+    bits = random_bits(key, 0, size, device=torch.device("cpu"))
     return torch.argsort(bits, stable=True)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from vamo_ft.config.data import ClassificationFormat, DataConfig, DataSetConfig
+from vamo_ft.config.data import DataConfig, DataSetConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
+from vamo_ft.config.tasks import TaskFormat
 from vamo_ft.core.errors import DataError, StopRequested
 from vamo_ft.core.types import Batch
 from vamo_ft.data.collation import (
@@ -17,11 +18,13 @@ from vamo_ft.data.collation import (
     collate_for_generation,
     collate_for_language_model,
     collate_options,
+    collate_own_options,
 )
 from vamo_ft.data.examples import Example, TokenizedData
-from vamo_ft.data.formatting import TextExample, format_rows
+from vamo_ft.data.formatting import TextExample, format_rows, option_texts
 from vamo_ft.data.order import SampleOrder
-from vamo_ft.data.sources import load_rows
+from vamo_ft.data.sampling import load_sampled_rows
+from vamo_ft.data.shots import draw_demonstrations
 from vamo_ft.data.tokenization import (
     tokenize_for_classifier,
     tokenize_for_language_model,
@@ -44,13 +47,13 @@ class Layout:
     Attributes:
         collate: makes a batch of samples.
         length: tokens of the longest row of the sample at an index, generated ones included.
-        rows_per_sample: rows of one sample.
+        num_rows: rows of the sample at an index.
         scored_by: what decides the scores beside the data: tokens of each class, or the longest answer.
     """
 
     collate: Collate
     length: Callable[[TokenizedData, int], int] = TokenizedData.input_length
-    rows_per_sample: int = 1
+    num_rows: Callable[[TokenizedData, int], int] = lambda data, index: 1
     scored_by: tuple[object, ...] = ()
 
     def longest(self, data: TokenizedData) -> int:
@@ -61,13 +64,14 @@ class Layout:
         """`indices` by falling length, ties in their order: trouble with memory shows in the first group."""
         lengths = [self.length(data, index) for index in indices]
         groups: list[list[int]] = []
-        room = 0  # samples that still fit the open group
+        room = 0  # rows that still fit the open group
         for place in sorted(range(len(indices)), key=lambda place: -lengths[place]):
-            if room == 0:
+            rows = self.num_rows(data, indices[place])
+            if room < rows:
                 groups.append([])
-                room = max(1, token_budget // (lengths[place] * self.rows_per_sample))
+                room = max(rows, token_budget // lengths[place])
             groups[-1].append(indices[place])
-            room -= 1
+            room -= rows
         return [tuple(group) for group in groups]
 
 
@@ -248,13 +252,17 @@ def _tokenize(
     offline: bool,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
-    rows = load_rows(data_set, offline=offline)
-    examples = _until_stopped(format_rows(rows, config.format), stop_requested)
+    written = config.format
+    rows = load_sampled_rows(data_set, written, offline=offline)
+    demonstrations = None
+    if isinstance(written, TaskFormat) and written.shots > 0:
+        training = rows if data_set == config.train else load_sampled_rows(config.train, written, offline=offline)
+        demonstrations = draw_demonstrations(training, written)
+    examples = _until_stopped(format_rows(rows, written, demonstrations=demonstrations), stop_requested)
     if task == "sequence_classification":
         return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
-    options = None
-    if isinstance(config.format, ClassificationFormat):
-        options = tokenize_options(config.format.labels, tokenizer)
+    texts = option_texts(written)
+    options = tokenize_options(texts, tokenizer) if texts else None
     return tokenize_for_language_model(
         examples, tokenizer, max_length=config.max_length, options=options, place=rows.place
     )
@@ -284,14 +292,21 @@ def _score_layout(
     position_ids: bool,
 ) -> Layout:
     """Of batches for `Objective.evaluate`."""
-    if task == "causal_lm" and isinstance(config.format, ClassificationFormat):
-        options = tokenize_options(config.format.labels, tokenizer)
+    if task == "causal_lm" and (texts := option_texts(config.format)):
+        options = tokenize_options(texts, tokenizer)
         longest = max(len(option) for option in options)
         return Layout(
             partial(collate_options, options=options, pad_token_id=_pad_token_id(tokenizer), position_ids=position_ids),
             length=lambda data, index: data.prompt_length(index) + longest - 1,
-            rows_per_sample=len(options) if longest > 1 else 1,
+            num_rows=lambda data, index: len(options) if longest > 1 else 1,
             scored_by=options,
+        )
+    if task == "causal_lm" and "accuracy" in config.format.metrics:
+        return Layout(
+            partial(collate_own_options, pad_token_id=_pad_token_id(tokenizer), position_ids=position_ids),
+            length=lambda data, index: data.prompt_length(index) + max(map(len, data.options[index])) - 1,
+            num_rows=lambda data, index: len(data.options[index]),
+            scored_by=("own options",),
         )
     if answer_tokens is not None:
         return Layout(

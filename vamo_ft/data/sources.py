@@ -31,14 +31,20 @@ class Rows:
         place: what the user called it, for messages.
         columns: every column that occurs.
         rows: the rows in order; a row may lack a column.
+        numbers: which rows of the data set they are, counted from 0; None: all from the first one on.
     """
 
     place: str
     columns: tuple[str, ...]
     rows: Sequence[Row]
+    numbers: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def place_of(self, row: int) -> str:
+        """Where a row, counted from 0, stands in the data set, for messages."""
+        return f"{self.place}: row {(row if self.numbers is None else self.numbers[row]) + 1}"
 
 
 def load_rows(config: DataSetConfig, *, offline: bool) -> Rows:

@@ -1,12 +1,15 @@
 """Values of a row as text, with the place in every message."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.sources import Row, Rows
 
-__all__ = ["check_columns", "label_key", "text_of", "value_of"]
+__all__ = ["check_columns", "label_key", "numbered", "shown", "text_of", "value_of"]
+
+_SHOWN = 60
+"""Characters of a value that a message quotes."""
 
 
 def check_columns(rows: Rows, columns: Sequence[str], *, key: str) -> None:
@@ -58,3 +61,14 @@ def label_key(value: str | bool | int | float) -> str:
         return str(int(value))
     text = str(value)
     return text.lower() if text in ("True", "False") else text
+
+
+def shown(text: str) -> str:
+    """The text as a message quotes it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def numbered(rows: Rows) -> Iterator[tuple[str, Row]]:
+    """The rows with their places for messages."""
+    for number, row in enumerate(rows.rows):
+        yield rows.place_of(number), row

@@ -11,7 +11,7 @@ from vamo_ft.config.tasks import TASK_CLASSES
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.sources import Row
 from vamo_ft.data.tasks.sample import Task, TaskSample, first_letter, stripped
-from vamo_ft.data.values import label_key, value_of
+from vamo_ft.data.values import label_key, shown, value_of
 
 __all__ = ["CLASSIFICATION_TASKS"]
 
@@ -55,7 +55,7 @@ def _task(name: str, columns: tuple[str, ...], prompt: Callable[..., str], words
         key = label_key(value_of(row, "label", place=place))
         if key not in numbers:
             known = ", ".join(f"{number} or {label}" for number, label in enumerate(names))
-            raise DataError(f"{place}: label '{key}' is none of the task {name} ({known})")
+            raise DataError(f"{place}: label '{shown(key)}' is none of the task {name} ({known})")
         text = prompt(*(stripped(row, column, place) for column in columns))
         return TaskSample(text, options=words, right=(numbers[key],))
 

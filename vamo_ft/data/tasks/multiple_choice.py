@@ -7,7 +7,7 @@ sentence, by the mean log-probability of its tokens.
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.sources import Row
 from vamo_ft.data.tasks.sample import Task, TaskSample, first_letter, stripped, texts_of
-from vamo_ft.data.values import label_key, text_of, value_of
+from vamo_ft.data.values import label_key, shown, text_of, value_of
 
 __all__ = ["MULTIPLE_CHOICE_TASKS"]
 
@@ -20,10 +20,10 @@ def _copa(row: Row, place: str) -> TaskSample:
     """The premise goes on with because or so, and with a choice."""
     asked = stripped(row, "question", place)
     if asked not in _CONNECTIVES:
-        raise DataError(f"{place}: question '{asked}' is none of the task copa (cause, effect)")
+        raise DataError(f"{place}: question '{shown(asked)}' is none of the task copa (cause, effect)")
     key = label_key(value_of(row, "label", place=place))
     if key not in _CHOICES:
-        raise DataError(f"{place}: label '{key}' is none of the task copa (0 or choice1, 1 or choice2)")
+        raise DataError(f"{place}: label '{shown(key)}' is none of the task copa (0 or choice1, 1 or choice2)")
     options = tuple(f" {_continued(stripped(row, column, place))}" for column in ("choice1", "choice2"))
     prompt = f"{stripped(row, 'premise', place).rstrip('.')} {_CONNECTIVES[asked]}"
     return TaskSample(prompt, options=options, right=(_CHOICES[key],))
