@@ -178,6 +178,9 @@ def _validate(config: ConfigFile, overrides: Overrides = None) -> None:
 def _evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Another data set with the same columns.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what the model answers to each sample, as JSON lines.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Print loss and accuracy of a trained model."""
@@ -187,7 +190,7 @@ def _evaluate(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.evaluate import evaluate
 
-    evaluate(settings, model=model, data=data)
+    evaluate(settings, model=model, data=data, predictions=predictions)
 
 
 @app.command("diagnose")

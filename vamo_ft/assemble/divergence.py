@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.protocols import SampleSource
-from vamo_ft.data.sources import row_places
+from vamo_ft.data.sampling import sample_places
 from vamo_ft.training.state import RunState
 
 __all__ = ["check_weights", "explained"]
@@ -39,15 +38,15 @@ def explained(error: DivergenceError, config: RunConfig, *, checkpoint: Path | N
     """
     parts = [str(error)]
     if error.samples:
-        parts.append(f"its samples: {_listed(error.samples, config.data.train)}")
+        parts.append(f"its samples: {_listed(error.samples, config)}")
     parts.append("there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}")
     return DivergenceError("; ".join([*parts, advice]), step=error.step, samples=error.samples)
 
 
-def _listed(samples: tuple[int, ...], data: DataSetConfig) -> str:
+def _listed(samples: tuple[int, ...], config: RunConfig) -> str:
     shown = samples[:_SHOWN]
     try:
-        places = row_places(data, shown)
+        places = sample_places(config.data.train, config.data.format, shown, offline=True)
         words = [f"{index} ({place})" for index, place in zip(shown, places, strict=True)]
     except (VamoFtError, OSError):  # the file is not there any more, or another one
         words = [str(index) for index in shown]

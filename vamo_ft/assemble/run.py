@@ -14,6 +14,7 @@ from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
+from vamo_ft.assemble.predictions import Predictions
 from vamo_ft.assemble.restore import remove_seed_log, restore
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
@@ -30,6 +31,7 @@ from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
+from vamo_ft.models.generation import text_decoder
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
@@ -254,13 +256,16 @@ def build_run(
 
 
 def evaluate_model(
-    config: RunConfig, data_set: DataSetConfig, *, weights: Path, progress: Progress
+    config: RunConfig, data_set: DataSetConfig, *, weights: Path, progress: Progress, predictions: Path | None = None
 ) -> EvaluationResult:
     """Loss and scores on `data_set` of the model saved in `weights`.
 
+    Args:
+        predictions: a file for what the model answers to each sample; see `Predictions`.
+
     Raises:
         DataError: model or data are not what the configuration says.
-        UsageError: the model has no positions for the longest sample.
+        UsageError: the model has no positions for the longest sample, or the predictions cannot be written.
     """
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
@@ -275,14 +280,25 @@ def evaluate_model(
     )
     _check_positions(loaded, held_out)
     _check_vocabulary(config, loaded, held_out)
-    return evaluate(
+    found = Predictions(
+        config,
+        data_set,
+        held_out,
+        decode=text_decoder(loaded.tokenizer),
+        decode_all=text_decoder(loaded.tokenizer, special_tokens=True),
+    )
+    result = evaluate(
         build_objective(config, loaded),
         held_out,
         runtime,
         token_budget=config.training.forward_batch_tokens,
         progress=progress,
         stop_requested=lambda: False,
+        observe=None if predictions is None else found.observe,
     )
+    if predictions is not None:
+        found.write(predictions)
+    return result
 
 
 def _courses(config: RunConfig) -> list[str]:

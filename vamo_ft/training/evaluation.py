@@ -1,5 +1,6 @@
 """Loss and scores over held-out samples."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from torch import Tensor
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.memory import largest_of, memory_explained
 from vamo_ft.core.protocols import Objective, Progress, Runtime
-from vamo_ft.core.types import Batch
+from vamo_ft.core.types import Batch, EvaluationTerms
 
-__all__ = ["EvaluationResult", "EvaluationSource", "evaluate"]
+__all__ = ["EvaluationResult", "EvaluationSource", "Observer", "evaluate"]
+
+Observer = Callable[[Batch, EvaluationTerms], None]
+"""Is shown every batch and what was learnt of it."""
 
 
 class EvaluationSource(Protocol):
@@ -41,6 +45,14 @@ class EvaluationResult:
     scores: Mapping[str, float]
     num_samples: int
 
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`, which has its meaning where the loss is per token of free text; infinite from e^710 on."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
 
 @torch.no_grad()
 def evaluate(
@@ -51,8 +63,12 @@ def evaluate(
     token_budget: int,
     progress: Progress,
     stop_requested: Callable[[], bool],
+    observe: Observer | None = None,
 ) -> EvaluationResult:
     """One pass over `source` with dropout off.
+
+    Args:
+        observe: is shown every batch, on the host, with its terms.
 
     Raises:
         StopRequested: between two batches.
@@ -71,6 +87,8 @@ def evaluate(
             weight += terms.loss.count.double().sum()
             for name, score in terms.scores.items():
                 scores[name] = scores.get(name, 0) + score.double().sum()
+            if observe is not None:
+                observe(batch, terms)
             task.advance(len(batch))
     means = {name: score.item() / source.num_samples for name, score in scores.items()}
     return EvaluationResult(loss.item() / weight.item(), means, source.num_samples)
