@@ -36,9 +36,12 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             CLASSIFICATION + F1,
-            "18: objective.name: f1 needs data.format.type: prompt_completion, or the task squad or drop",
+            "18: objective.name: f1 needs data.format.type: prompt_completion or chat, or the task squad or drop",
         ),
-        (SEQUENCE + F1, "19: objective.name: f1 needs data.format.type: prompt_completion, or the task squad or drop"),
+        (
+            SEQUENCE + F1,
+            "19: objective.name: f1 needs data.format.type: prompt_completion or chat, or the task squad or drop",
+        ),
         (
             CLASSIFICATION + "objective: {type: metric, name: accuracy, max_new_tokens: 8}\n",
             "18: objective.max_new_tokens: accuracy generates nothing (exact_match, f1 and rouge_l only); leave it out",
@@ -58,7 +61,8 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             CLASSIFICATION + "evaluation: {metrics: [loss, exact_match]}\n",
-            "18: evaluation.metrics: exact_match needs data.format.type: prompt_completion, or the task squad or drop",
+            "18: evaluation.metrics: exact_match needs data.format.type: prompt_completion or chat, or the task squad "
+            "or drop",
         ),
         (
             MEZO + "evaluation: {max_new_tokens: 8}\n",

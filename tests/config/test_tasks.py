@@ -31,7 +31,8 @@ def task(text: str, name: str, *, train: str = "", more: str = "") -> str:
         ),
         (
             task(TASK, "copa", more="evaluation: {metrics: [perplexity]}\n"),
-            "evaluation.metrics: perplexity needs data.format.type: prompt_completion, or the task squad or drop",
+            "evaluation.metrics: perplexity needs data.format.type: prompt_completion, chat or text, or the task squad "
+            "or drop",
         ),
         (
             task(TASK, "drop", more="evaluation: {metrics: [accuracy]}\n"),

@@ -36,6 +36,7 @@ def written(examples: list[Example]) -> TokenizedData:
             options=example.options,
             references=example.references,
             documents=example.documents,
+            rows=(7, 7) if example.documents else None,
         )
     return writer.finish()
 
@@ -59,10 +60,22 @@ def test_counts_of_what_was_cut_and_left_out() -> None:
     writer = TokenWriter()
     writer.append((1, 2), ((1, 2),), truncated=True)
     writer.skip()
+    writer.skip()
     writer.append((1, 2), ((1, 2),))
-    writer.skip(2)
+    writer.skip()
+    assert writer.next_row == 5
     data = writer.finish()
     assert (len(data), data.num_truncated, data.num_skipped) == (2, 1, 3)
+    assert [data.rows_of(index) for index in (0, 1)] == [(0,), (3,)]
+
+
+def test_packed_samples_come_from_several_rows() -> None:
+    writer = TokenWriter()
+    writer.append((1, 2, 3, 4), ((1, 4),), documents=(2, 4), rows=(4, 0))
+    writer.append((1, 2), ((1, 2),), rows=(1,))
+    writer.append((1, 2, 3, 4, 5, 6), ((1, 6),), documents=(2, 4, 6), rows=(2, 2, 3))
+    data = writer.finish()
+    assert [data.rows_of(index) for index in range(3)] == [(4, 0), (1,), (2, 2, 3)]
 
 
 def test_the_fingerprint_covers_everything_that_is_learnt_or_scored() -> None:

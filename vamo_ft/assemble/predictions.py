@@ -13,7 +13,7 @@ from vamo_ft.core.errors import UsageError
 from vamo_ft.core.types import Batch, EvaluationTerms
 from vamo_ft.data.examples import Example
 from vamo_ft.data.samples import EvaluationSamples
-from vamo_ft.data.sampling import sample_places
+from vamo_ft.data.sources import row_places
 from vamo_ft.models.generation import Decode
 from vamo_ft.training.rundir import write_text
 from vamo_ft.training.sinks import finite
@@ -74,7 +74,7 @@ class Predictions:
             UsageError: the file cannot be written.
         """
         indices = sorted(self._found)
-        places = sample_places(self._data_set, self._config.data.format, indices, offline=self._config.run.offline)
+        places = row_places(self._data_set, [self._data.rows_of(index)[0] for index in indices])
         lines = []
         for index, place in zip(indices, places, strict=True):
             [prompt] = self._decode_all([self._data[index].prompt_ids])

@@ -33,6 +33,7 @@ from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.generation import text_decoder
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
+from vamo_ft.models.packing import check_packing
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
@@ -99,6 +100,8 @@ def build_parts(
     """
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
+    if config.data.packing:
+        check_packing(loaded, path=config.model.path)
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -113,8 +116,7 @@ def build_parts(
     )
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
-    if source.data.num_truncated:
-        _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
+    _tell_what_is_lost(source)
     objective = build_objective(config, loaded)
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
@@ -307,6 +309,13 @@ def _courses(config: RunConfig) -> list[str]:
     if isinstance(config.method, SvrgConfig) and config.method.alpha_decay != "none":
         courses.append(f"{config.method.alpha_decay} decay of method.alpha")
     return courses
+
+
+def _tell_what_is_lost(source: TrainingSamples) -> None:
+    if source.data.num_truncated:
+        _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, source.num_samples)
+    if source.data.num_skipped:
+        _log.info("%d rows of the training data are left out: nothing in them is learnt", source.data.num_skipped)
 
 
 def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:

@@ -24,7 +24,7 @@ class DataSetConfig(Section):
 class ClassificationFormat(Section):
     """Label words after a prompt (causal_lm), or a classifier head (sequence_classification)."""
 
-    type: Literal["classification"] = Field(description="classification, prompt_completion or task")
+    type: Literal["classification"] = Field(description="classification, prompt_completion, chat, text or task")
     template: str = Field(description="the prompt, with columns in braces: '{sentence} It was'")
     label: str = Field("label", description="column of the label")
     labels: dict[str, str] = Field(
@@ -58,7 +58,7 @@ class ClassificationFormat(Section):
 class PromptCompletionFormat(Section):
     """A prompt and the text to learn; the end-of-text token is appended to the completion."""
 
-    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification or task")
+    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification, chat, text or task")
     prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
     completion: str = Field("{completion}", description="the text to learn, with columns in braces")
 
@@ -73,7 +73,51 @@ class PromptCompletionFormat(Section):
         return FREE_TEXT_METRICS
 
 
-FormatConfig = Annotated[ClassificationFormat | PromptCompletionFormat | TaskFormat, Field(discriminator="type")]
+class ChatFormat(Section):
+    """Conversations through the tokenizer's chat template; what the assistant says is learnt."""
+
+    type: Literal["chat"] = Field(description="chat, classification, prompt_completion, text or task")
+    messages: str = Field(
+        "messages",
+        description="column of the conversation: a list of {role, content}, or of ShareGPT's {from, value}",
+    )
+    tools: str | None = Field(None, description="column of the tools that the template is given; null: none")
+    system: str | None = Field(None, description="system turn of conversations that have none; null: none")
+    train_on: Literal["assistant", "last"] = Field(
+        "assistant", description="assistant (all its turns), or last (its last turn alone)"
+    )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss; an answer is the last turn."""
+        return FREE_TEXT_METRICS
+
+
+class TextFormat(Section):
+    """Plain documents, learnt from their second token on; the end-of-text token is appended."""
+
+    type: Literal["text"] = Field(description="text, classification, prompt_completion, chat or task")
+    column: str = Field("text", description="column of the document")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss."""
+        return ("perplexity",)
+
+
+FormatConfig = Annotated[
+    ClassificationFormat | PromptCompletionFormat | ChatFormat | TextFormat | TaskFormat, Field(discriminator="type")
+]
 
 
 class DataConfig(Section):
@@ -82,7 +126,19 @@ class DataConfig(Section):
     train: DataSetConfig = Field(description="training data")
     evaluation: DataSetConfig | None = Field(None, description="held-out data; null evaluates nothing")
     format: FormatConfig = Field(description="how a row becomes a prompt and the supervised text")
-    max_length: int = Field(512, ge=2, description="tokens per sample; longer prompts lose their beginning")
+    max_length: int = Field(
+        512,
+        ge=2,
+        description="tokens per sample. Longer prompts lose their beginning, conversations and documents their end; "
+        "with packing, documents are cut into several",
+    )
+    packing: bool = Field(
+        False,
+        description="fill training samples up to max_length with several rows, which neither see nor shift each other",
+    )
+    chat_template: str | None = Field(
+        None, min_length=1, description="Jinja file or text in place of the tokenizer's chat template; saved with it"
+    )
 
     @model_validator(mode="after")
     def _samples_per_class_have_classes(self) -> "DataConfig":
@@ -90,4 +146,12 @@ class DataConfig(Section):
             sample = None if data_set is None else data_set.sample
             if sample is not None and sample.per_class is not None and not self.format.classes:
                 raise ValueError(f"{key}.sample.per_class: the format's rows have no classes; write size")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_belong_to_format(self) -> "DataConfig":
+        if self.chat_template is not None and not isinstance(self.format, ChatFormat):
+            raise ValueError("chat_template: is used by format.type: chat alone; leave it out")
+        if self.packing and "accuracy" in self.format.metrics:
+            raise ValueError("packing: a classification scores its samples one by one; leave it out")
         return self

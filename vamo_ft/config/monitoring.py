@@ -21,7 +21,7 @@ class EvaluationConfig(Section):
         min_length=1,
         description="loss (mean per supervised token) and, of free text, perplexity (its exponential); accuracy of "
         "the option that scores highest (classification); exact_match, f1 and rouge_l of generated answers "
-        "(prompt_completion)",
+        "(prompt_completion, and the last turn of a chat)",
     )
     max_new_tokens: int = Field(
         32, gt=0, description="exact_match, f1, rouge_l: longest answer that is generated, in tokens"

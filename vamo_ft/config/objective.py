@@ -28,9 +28,9 @@ class MetricObjectiveConfig(Section):
 
     type: Literal["metric"] = Field(description="metric (one minus it, averaged over samples), or loss")
     name: Literal["accuracy", "exact_match", "f1", "rouge_l"] = Field(
-        description="accuracy (of options), or exact_match, f1 or rouge_l of a generated answer (prompt_completion). A "
-        "metric moves in jumps: it needs a larger method.eps and larger batches than a loss, so that some answers "
-        "change"
+        description="accuracy (of options), or exact_match, f1 or rouge_l of a generated answer (prompt_completion, "
+        "chat). A metric moves in jumps: it needs a larger method.eps and larger batches than a loss, so that some "
+        "answers change"
     )
     max_new_tokens: int = Field(
         32, gt=0, description="exact_match, f1, rouge_l: longest answer that is generated, in tokens"

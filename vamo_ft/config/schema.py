@@ -26,7 +26,8 @@ from vamo_ft.config.tasks import TaskFormat
 
 _FORMAT_NEEDED = {
     "accuracy": "data.format.type: classification, or a task with options",
-    **dict.fromkeys(FREE_TEXT_METRICS, "data.format.type: prompt_completion, or the task squad or drop"),
+    **dict.fromkeys(FREE_TEXT_METRICS, "data.format.type: prompt_completion or chat, or the task squad or drop"),
+    "perplexity": "data.format.type: prompt_completion, chat or text, or the task squad or drop",
 }
 """Metric -> the formats in which it can be measured."""
 
@@ -274,6 +275,17 @@ class RunConfig(Section):
             )
         if (name := self.objective.name) not in self.data.format.metrics:
             raise ValueError(f"objective.name: {name} needs {_FORMAT_NEEDED[name]}")
+        if self.data.packing:
+            raise ValueError("data.packing: objective.type: metric scores samples one by one; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_keeps_documents_apart(self) -> "RunConfig":
+        if self.data.packing and self.model.attn_implementation == "flash_attention_2":
+            raise ValueError(
+                "data.packing: flash_attention_2 keeps documents apart in one row at a time only; leave "
+                "model.attn_implementation out, or write sdpa"
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ __all__ = [
     "collate_for_language_model",
     "collate_options",
     "collate_own_options",
+    "collate_packed",
 ]
 
 IGNORED = -100
@@ -41,7 +42,26 @@ def collate_for_language_model(examples: Sequence[Example], *, pad_token_id: int
     rows = [(example.token_ids, example.supervised) for example in examples]
     inputs, targets = _left_padded(rows, pad_token_id=pad_token_id, position_ids=position_ids)
     counts = [example.num_supervised for example in examples]
-    return _batch(examples, inputs=inputs, targets=targets, counts=counts)
+    return _batch(examples, inputs=inputs, targets=targets, counts=counts, num_tokens=_inputs_of(rows))
+
+
+def collate_packed(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
+    """Rows of several documents each, which are told apart by positions that start anew.
+
+    There is no attention mask: given none, transformers takes every fall of the positions for the start of another
+    sequence, and lets no token see beyond its own. The padding in front of a row is one more sequence, whose output
+    nobody reads. Models that do not keep to this are found by `vamo_ft.models.packing`.
+    """
+    batch = collate_for_language_model(examples, pad_token_id=pad_token_id, position_ids=False)
+    ids = batch.inputs["input_ids"]  # (B, T)
+    positions = torch.empty_like(ids)
+    for row, example in enumerate(examples):
+        read = len(example.token_ids) - 1
+        ends = [ids.shape[1] - read + end for end in example.documents[:-1]]
+        starts = [0, ids.shape[1] - read, *ends]
+        for start, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True):
+            positions[row, start:end] = torch.arange(end - start)
+    return replace(batch, inputs={"input_ids": ids, "position_ids": positions})
 
 
 def collate_for_generation(examples: Sequence[Example], *, pad_token_id: int, position_ids: bool) -> Batch:
@@ -74,7 +94,8 @@ def collate_options(
         extra = {}
     inputs, targets = _left_padded(rows, pad_token_id=pad_token_id, position_ids=position_ids)
     counts = [len(example.completion_ids) for example in examples]
-    return _batch(examples, inputs=inputs, targets=targets | extra | {"label": labels}, counts=counts)
+    targets |= extra | {"label": labels}
+    return _batch(examples, inputs=inputs, targets=targets, counts=counts, num_tokens=_inputs_of(rows))
 
 
 def collate_own_options(examples: Sequence[Example], *, pad_token_id: int, position_ids: bool) -> Batch:
@@ -97,7 +118,7 @@ def collate_own_options(examples: Sequence[Example], *, pad_token_id: int, posit
         first += len(example.options)
     targets |= {"label": labels, "option_rows": option_rows, "option_right": right}
     counts = [len(example.completion_ids) for example in examples]
-    return _batch(examples, inputs=inputs, targets=targets, counts=counts)
+    return _batch(examples, inputs=inputs, targets=targets, counts=counts, num_tokens=_inputs_of(rows))
 
 
 def collate_for_classifier(examples: Sequence[Example], *, pad_token_id: int, token_type_ids: bool) -> Batch:
@@ -111,7 +132,13 @@ def collate_for_classifier(examples: Sequence[Example], *, pad_token_id: int, to
     inputs = {"input_ids": ids, "attention_mask": mask}
     if token_type_ids:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    return _batch(examples, inputs=inputs, targets={"label": _labels(examples)}, counts=[1] * len(examples))
+    return _batch(
+        examples,
+        inputs=inputs,
+        targets={"label": _labels(examples)},
+        counts=[1] * len(examples),
+        num_tokens=sum(len(example.prompt_ids) for example in examples),
+    )
 
 
 def _followed(prompt: Ids, option: Ids) -> tuple[Ids, Spans]:
@@ -152,15 +179,24 @@ def _labels(examples: Sequence[Example]) -> Tensor:
     return torch.tensor(labels)  # (B,)
 
 
+def _inputs_of(rows: Sequence[tuple[Ids, Spans]]) -> int:
+    return sum(len(tokens) - 1 for tokens, _ in rows)
+
+
 def _batch(
-    examples: Sequence[Example], *, inputs: dict[str, Tensor], targets: dict[str, Tensor], counts: Sequence[int]
+    examples: Sequence[Example],
+    *,
+    inputs: dict[str, Tensor],
+    targets: dict[str, Tensor],
+    counts: Sequence[int],
+    num_tokens: int,
 ) -> Batch:
     return Batch(
         indices=tuple(example.index for example in examples),
         inputs=inputs,
         targets=targets,
         counts=torch.tensor(counts, dtype=torch.float32),
-        num_tokens=int(inputs["attention_mask"].sum()),
+        num_tokens=num_tokens,
         num_supervised=int((targets["tokens"] != IGNORED).sum()) if "tokens" in targets else len(examples),
         references=tuple(example.references for example in examples),
     )

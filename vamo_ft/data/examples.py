@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import accumulate
 
 __all__ = ["Example", "Ids", "Spans", "TokenWriter", "TokenizedData"]
 
@@ -70,6 +71,7 @@ class TokenizedData:
         references: right answers of the samples that name them.
         documents: ends of the packed documents of the samples that consist of several.
         right: numbers of all right options of the samples that may have several.
+        rows: number of the row, counted from 0, that each sample comes from, and each document of a packed one.
         num_truncated: samples that were cut to the maximum length.
         num_skipped: rows of the data set that were left out, since nothing in them is supervised.
     """
@@ -83,6 +85,7 @@ class TokenizedData:
     references: Mapping[int, tuple[str, ...]]
     documents: Mapping[int, Ids]
     right: Mapping[int, Ids]
+    rows: "array[int]"
     num_truncated: int
     num_skipped: int
 
@@ -124,6 +127,17 @@ class TokenizedData:
         first, last = _bounds(self.span_ends, index)
         return sum(self.spans[first + 1 : last : 2]) - sum(self.spans[first:last:2])
 
+    def rows_of(self, index: int) -> Ids:
+        """Numbers of the rows of the data set, counted from 0, that a sample comes from."""
+        start, end = _bounds(self._row_ends, index)
+        return tuple(self.rows[start:end])
+
+    @cached_property
+    def _row_ends(self) -> Sequence[int]:
+        if not self.documents:
+            return range(1, len(self) + 1)
+        return array("q", accumulate(len(self.documents.get(index, (0,))) for index in range(len(self))))
+
     @property
     def largest_token(self) -> int:
         """The largest id that occurs; -1 where there is none."""
@@ -155,6 +169,8 @@ class TokenWriter:
         self._references: dict[int, tuple[str, ...]] = {}
         self._documents: dict[int, Ids] = {}
         self._right: dict[int, Ids] = {}
+        self._rows = array("q")
+        self._next_row = 0
         self._num_truncated = 0
         self._num_skipped = 0
 
@@ -162,6 +178,11 @@ class TokenWriter:
     def num_samples(self) -> int:
         """Samples so far."""
         return len(self._labels)
+
+    @property
+    def next_row(self) -> int:
+        """The first row of the data set, counted from 0, that is neither in a sample nor left out."""
+        return self._next_row
 
     def append(
         self,
@@ -173,9 +194,14 @@ class TokenWriter:
         references: tuple[str, ...] = (),
         documents: Ids = (),
         right: Ids = (),
+        rows: Ids | None = None,
         truncated: bool = False,
     ) -> None:
-        """Adds one sample; see `Example`."""
+        """Adds one sample; see `Example`.
+
+        Args:
+            rows: of the data set that it comes from, one for each document; None: the next one.
+        """
         assert not supervised or (supervised[0][0] > 0 and supervised[-1][1] == len(token_ids))
         index = self.num_samples
         self._tokens.extend(token_ids)
@@ -192,11 +218,15 @@ class TokenWriter:
             self._documents[index] = documents
         if right:
             self._right[index] = right
+        rows = (self._next_row,) if rows is None else rows
+        self._rows.extend(rows)
+        self._next_row = max(self._next_row, max(rows) + 1)
         self._num_truncated += truncated
 
-    def skip(self, rows: int = 1) -> None:
-        """Leaves rows out."""
-        self._num_skipped += rows
+    def skip(self) -> None:
+        """Leaves the next row out."""
+        self._next_row += 1
+        self._num_skipped += 1
 
     def finish(self) -> TokenizedData:
         """All samples."""
@@ -210,6 +240,7 @@ class TokenWriter:
             self._references,
             self._documents,
             self._right,
+            self._rows,
             self._num_truncated,
             self._num_skipped,
         )

@@ -1,10 +1,10 @@
-"""Turns rows into prompts and completions."""
+"""Turns rows into prompts and completions, or into documents."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vamo_ft.config.data import ClassificationFormat, FormatConfig, PromptCompletionFormat
+from vamo_ft.config.data import ClassificationFormat, FormatConfig, PromptCompletionFormat, TextFormat
 from vamo_ft.config.tasks import TaskFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.shots import Demonstrations
@@ -12,7 +12,7 @@ from vamo_ft.data.sources import Row, Rows
 from vamo_ft.data.tasks import TASKS
 from vamo_ft.data.values import check_columns, label_key, numbered, shown, text_of, value_of
 
-__all__ = ["TextExample", "format_rows", "option_texts"]
+__all__ = ["TextExample", "format_rows", "option_texts", "read_documents"]
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 
@@ -84,7 +84,10 @@ def option_texts(config: FormatConfig) -> dict[str, str]:
 
 
 def format_rows(
-    rows: Rows, config: FormatConfig, *, demonstrations: Demonstrations | None = None
+    rows: Rows,
+    config: ClassificationFormat | PromptCompletionFormat | TaskFormat,
+    *,
+    demonstrations: Demonstrations | None = None,
 ) -> Iterator[TextExample]:
     """The rows as text, one after another; templates and columns are checked before the first row is formatted.
 
@@ -110,6 +113,16 @@ def format_rows(
         case TaskFormat():
             check_columns(rows, TASKS[config.name].columns, key=f"data.format.name: {config.name}")
             return _task(rows, config, demonstrations)
+
+
+def read_documents(rows: Rows, config: TextFormat) -> Iterator[str]:
+    """The documents, one after another; whether their column exists is checked before the first one is read.
+
+    Raises:
+        DataError: there is no such column; from the iterator: a value is missing, null, or not text.
+    """
+    check_columns(rows, [config.column], key="data.format.column")
+    return (text_of(row, config.column, place=place) for place, row in numbered(rows))
 
 
 def _classification(rows: Rows, config: ClassificationFormat, template: _Template) -> Iterator[TextExample]:

@@ -1,30 +1,37 @@
 """The samples of a run: what training draws from, and what evaluation goes through."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from vamo_ft.config.data import DataConfig, DataSetConfig
+from vamo_ft.config.data import ChatFormat, DataConfig, DataSetConfig, TextFormat
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.tasks import TaskFormat
 from vamo_ft.core.errors import DataError, StopRequested
 from vamo_ft.core.types import Batch
+from vamo_ft.data.chat import tokenize_conversations
 from vamo_ft.data.collation import (
     collate_for_classifier,
     collate_for_generation,
     collate_for_language_model,
     collate_options,
     collate_own_options,
+    collate_packed,
 )
+from vamo_ft.data.conversations import read_conversations
 from vamo_ft.data.examples import Example, TokenizedData
-from vamo_ft.data.formatting import TextExample, format_rows, option_texts
+from vamo_ft.data.formatting import format_rows, option_texts, read_documents
 from vamo_ft.data.order import SampleOrder
+from vamo_ft.data.packing import pack
 from vamo_ft.data.sampling import load_sampled_rows
 from vamo_ft.data.shots import draw_demonstrations
+from vamo_ft.data.sources import Rows
+from vamo_ft.data.text import tokenize_documents
 from vamo_ft.data.tokenization import (
     tokenize_for_classifier,
     tokenize_for_language_model,
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationSamples", "Task", "TrainingSamples", "load_evaluation", "load_samples"]
 
 Task = Literal["causal_lm", "sequence_classification"]
+T = TypeVar("T")
 Collate = Callable[[Sequence[Example]], Batch]
 
 
@@ -181,7 +189,7 @@ def load_samples(
     answer_tokens: int | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainingSamples, EvaluationSamples | None]:
-    """Reads, formats and tokenizes the data of a run.
+    """Reads, formats and tokenizes the data of a run. Only training samples are packed: the mean loss is the same.
 
     Args:
         position_ids: whether the model's forward pass takes `position_ids`.
@@ -195,7 +203,10 @@ def load_samples(
         StopRequested: between two samples.
     """
     data = _tokenize(config, config.train, tokenizer, task=task, offline=offline, stop_requested=stop_requested)
-    if metric is None:
+    if config.packing:
+        data = pack(data, max_length=config.max_length)
+        layout = Layout(partial(collate_packed, pad_token_id=_pad_token_id(tokenizer)))
+    elif metric is None:
         layout = _loss_layout(tokenizer, task=task, position_ids=position_ids)
     else:
         layout = _equally_weighted(
@@ -252,23 +263,43 @@ def _tokenize(
     offline: bool,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
-    written = config.format
-    rows = load_sampled_rows(data_set, written, offline=offline)
+    rows = load_sampled_rows(data_set, config.format, offline=offline)
+    data = _tokenize_rows(rows, config, data_set, tokenizer, task=task, offline=offline, stop_requested=stop_requested)
+    if rows.numbers is None:
+        return data
+    return replace(data, rows=array("q", (rows.numbers[row] for row in data.rows)))
+
+
+def _tokenize_rows(
+    rows: Rows,
+    config: DataConfig,
+    data_set: DataSetConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    task: Task,
+    offline: bool,
+    stop_requested: Callable[[], bool],
+) -> TokenizedData:
+    written, place = config.format, rows.place if rows.numbers is None else f"{rows.place}, sampled"
+    if isinstance(written, ChatFormat):
+        conversations = _until_stopped(read_conversations(rows, written), stop_requested)
+        return tokenize_conversations(conversations, tokenizer, max_length=config.max_length, place=place)
+    if isinstance(written, TextFormat):
+        documents = _until_stopped(read_documents(rows, written), stop_requested)
+        return tokenize_documents(documents, tokenizer, max_length=config.max_length, split=config.packing, place=place)
     demonstrations = None
     if isinstance(written, TaskFormat) and written.shots > 0:
         training = rows if data_set == config.train else load_sampled_rows(config.train, written, offline=offline)
         demonstrations = draw_demonstrations(training, written)
     examples = _until_stopped(format_rows(rows, written, demonstrations=demonstrations), stop_requested)
     if task == "sequence_classification":
-        return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
+        return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=place)
     texts = option_texts(written)
     options = tokenize_options(texts, tokenizer) if texts else None
-    return tokenize_for_language_model(
-        examples, tokenizer, max_length=config.max_length, options=options, place=rows.place
-    )
+    return tokenize_for_language_model(examples, tokenizer, max_length=config.max_length, options=options, place=place)
 
 
-def _until_stopped(examples: Iterable[TextExample], stop_requested: Callable[[], bool]) -> Iterator[TextExample]:
+def _until_stopped(examples: Iterable[T], stop_requested: Callable[[], bool]) -> Iterator[T]:
     for example in examples:
         if stop_requested():
             raise StopRequested("nothing to save yet: stopped in the preparation of the data")

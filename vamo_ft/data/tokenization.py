@@ -6,7 +6,7 @@ that the tokenizer puts in front stay. A text for a classifier keeps its beginni
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.examples import Ids, TokenizedData, TokenWriter
@@ -15,7 +15,16 @@ from vamo_ft.data.formatting import TextExample
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["tokenize_for_classifier", "tokenize_for_language_model", "tokenize_options"]
+__all__ = [
+    "encode",
+    "in_chunks",
+    "special_tokens",
+    "tokenize_for_classifier",
+    "tokenize_for_language_model",
+    "tokenize_options",
+]
+
+T = TypeVar("T")
 
 _CHUNK = 1000
 """Rows that are given to the tokenizer at once."""
@@ -27,7 +36,7 @@ def tokenize_options(labels: Mapping[str, str], tokenizer: "PreTrainedTokenizerB
     Raises:
         DataError: a text has no tokens, or two have the same.
     """
-    options = tuple(tuple(ids) for ids in _encode(list(labels.values()), tokenizer))
+    options = tuple(tuple(ids) for ids in encode(list(labels.values()), tokenizer))
     for label, ids in zip(labels, options, strict=True):
         if not ids:
             raise DataError(f"data.format.labels.{label}: the text {labels[label]!r} has no tokens")
@@ -58,15 +67,15 @@ def tokenize_for_language_model(
     """
     if options is None and tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-text token, with which a completion has to end")
-    prefix, _ = _special_tokens(tokenizer)
+    prefix, _ = special_tokens(tokenizer)
     reserved_for_options = max(len(option) for option in options) if options else 0
     writer = TokenWriter()
-    for chunk in _chunks(examples):
-        bodies = _encode([text.prompt for text in chunk], tokenizer)
+    for chunk in in_chunks(examples):
+        bodies = encode([text.prompt for text in chunk], tokenizer)
         completions = _completions(chunk, tokenizer, options=options)
         for text, body, completion in zip(chunk, bodies, completions, strict=True):
-            row = f"{place}: row {writer.num_samples + 1}"
-            own = tuple(tuple(ids) for ids in _encode(list(text.options), tokenizer)) if text.options else ()
+            row = f"{place}: row {writer.next_row + 1}"
+            own = tuple(tuple(ids) for ids in encode(list(text.options), tokenizer)) if text.options else ()
             if own and text.label is not None:
                 completion = own[text.label]
             reserved = max(len(completion), reserved_for_options, *map(len, own))
@@ -98,7 +107,7 @@ def _completions(
 ) -> list[Ids]:
     if options is None:
         texts = [text.completion for text in chunk]
-        return [(*ids, tokenizer.eos_token_id) for ids in _encode(texts, tokenizer)]
+        return [(*ids, tokenizer.eos_token_id) for ids in encode(texts, tokenizer)]
     return [options[text.label] for text in chunk if text.label is not None]
 
 
@@ -114,24 +123,26 @@ def tokenize_for_classifier(
     Raises:
         DataError: a prompt has no tokens and the tokenizer has none to stand for it.
     """
-    prefix, suffix = _special_tokens(tokenizer)
+    prefix, suffix = special_tokens(tokenizer)
     room = max(0, max_length - len(prefix) - len(suffix))
     writer = TokenWriter()
-    for chunk in _chunks(examples):
-        for text, body in zip(chunk, _encode([text.prompt for text in chunk], tokenizer), strict=True):
-            row = f"{place}: row {writer.num_samples + 1}"
+    for chunk in in_chunks(examples):
+        for text, body in zip(chunk, encode([text.prompt for text in chunk], tokenizer), strict=True):
+            row = f"{place}: row {writer.next_row + 1}"
             prompt = (*prefix, *body[:room], *suffix) or _stand_in(tokenizer, place=row)
             writer.append(prompt, (), label=text.label, truncated=len(body) > room)
     return writer.finish()
 
 
-def _chunks(examples: Iterable[TextExample]) -> Iterator[list[TextExample]]:
+def in_chunks(examples: Iterable[T]) -> Iterator[list[T]]:
+    """What the tokenizer is given at once, in turn."""
     remaining = iter(examples)
     while chunk := list(islice(remaining, _CHUNK)):
         yield chunk
 
 
-def _encode(texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, special: bool = False) -> list[list[int]]:
+def encode(texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, special: bool = False) -> list[list[int]]:
+    """The tokens of each text; `special` adds what the tokenizer puts around a text."""
     encoding = tokenizer(
         texts, add_special_tokens=special, return_attention_mask=False, truncation=False, verbose=False
     )
@@ -139,9 +150,9 @@ def _encode(texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, special: 
     return ids
 
 
-def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, Ids]:
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, Ids]:
     """What the tokenizer puts before and after a text."""
-    body, full = _encode(["a"], tokenizer)[0], _encode(["a"], tokenizer, special=True)[0]
+    body, full = encode(["a"], tokenizer)[0], encode(["a"], tokenizer, special=True)[0]
     start = next(start for start in range(len(full) + 1) if full[start : start + len(body)] == body)
     return tuple(full[:start]), tuple(full[start + len(body) :])
 
