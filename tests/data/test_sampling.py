@@ -13,7 +13,7 @@ from vamo_ft.config.tasks import TaskFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.formatting import format_rows
 from vamo_ft.data.samples import load_samples
-from vamo_ft.data.sampling import sample_places, sample_rows
+from vamo_ft.data.sampling import sample_rows
 from vamo_ft.data.shots import draw_demonstrations
 from vamo_ft.data.sources import Rows
 
@@ -85,13 +85,14 @@ def test_messages_name_the_lines_of_a_sample(tmp_path: Path) -> None:
     data_set = DataSetConfig(path=str(file), sample=SampleConfig(size=4))
     numbers = drawn(Rows("here", ("x", "y"), rows), size=4)
     assert numbers != [0, 1, 2, 3]
-    places = sample_places(data_set, FORMAT, [3, 0], offline=True)
-    assert places == [f"{file}:{numbers[3] + 1}", f"{file}:{numbers[0] + 1}"]
+    keys: dict[str, Any] = {"task": "causal_lm", "batch_size": 2, "seed": 0, "position_ids": True, "offline": True}
+    config = DataConfig(train=data_set, format=FORMAT)
+    training, _ = load_samples(config, byte_tokenizer(), **keys)
+    assert [training.data.rows_of(index) for index in range(4)] == [(number,) for number in numbers]
     rows[numbers[2]]["y"] = 7
     write_jsonl(file, rows)
-    config = DataConfig(train=data_set, format=FORMAT)
     with pytest.raises(DataError, match=rf"row {numbers[2] + 1}: label '7' is not among"):
-        load_samples(config, byte_tokenizer(), task="causal_lm", batch_size=2, seed=0, position_ids=True, offline=True)
+        load_samples(config, byte_tokenizer(), **keys)
 
 
 def sentences(count: int) -> Rows:

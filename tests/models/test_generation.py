@@ -86,6 +86,15 @@ def test_a_cache_is_used_and_stays_off_elsewhere() -> None:
     assert model.config.use_cache is False
 
 
+def test_the_token_that_ends_a_turn_ends_the_answer() -> None:
+    model = spread(tiny_llama())
+    prompt = torch.tensor([ids("some prompt")])
+    expected = greedy_loop(model, ids("some prompt"), max_new_tokens=8)
+    end = expected[3]
+    generate = greedy_decoder(model, byte_tokenizer(), max_new_tokens=8, end_of_turn=end)
+    assert generate(prompt, torch.ones_like(prompt)).tolist() == [expected[: expected.index(end) + 1]]
+
+
 def test_the_models_own_generation_settings_are_left_aside(caplog: pytest.LogCaptureFixture) -> None:
     model = spread(tiny_llama())
     prompt = torch.tensor([ids("some prompt")])

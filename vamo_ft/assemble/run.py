@@ -55,12 +55,13 @@ _WATCHED = 8  # samples among which one is chosen
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run, ready to start or to go on."""
+    """A run, ready to start or to go on; `rows_of` tells the rows of the training data that a sample comes from."""
 
     trainer: Trainer
     loaded: LoadedModel
     parameters: TrainableParameters
     evaluator: Evaluator | None
+    rows_of: Callable[[int], tuple[int, ...]]
 
     @property
     def device_name(self) -> str:
@@ -254,7 +255,7 @@ def build_run(
         stop_requested=surroundings.stop_requested,
         state=state,
     )
-    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator)
+    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, rows_of=source.data.rows_of)
 
 
 def evaluate_model(

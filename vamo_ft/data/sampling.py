@@ -1,16 +1,14 @@
 """A few rows of a data set, drawn at random."""
 
-from collections.abc import Sequence
-
 from vamo_ft.config.data import ClassificationFormat, DataSetConfig, FormatConfig
 from vamo_ft.config.sampling import SampleConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.data.order import permutation
-from vamo_ft.data.sources import Rows, load_rows, row_places
+from vamo_ft.data.sources import Rows, load_rows
 from vamo_ft.data.values import label_key, numbered, shown, value_of
 
-__all__ = ["load_sampled_rows", "sample_places", "sample_rows"]
+__all__ = ["load_sampled_rows", "sample_rows"]
 
 
 def load_sampled_rows(data_set: DataSetConfig, format: FormatConfig, *, offline: bool) -> Rows:
@@ -21,16 +19,6 @@ def load_sampled_rows(data_set: DataSetConfig, format: FormatConfig, *, offline:
     """
     rows = load_rows(data_set, offline=offline)
     return rows if data_set.sample is None else sample_rows(rows, data_set.sample, format)
-
-
-def sample_places(data_set: DataSetConfig, format: FormatConfig, indices: Sequence[int], *, offline: bool) -> list[str]:
-    """Where samples stand, reading the data again: `file:line` of JSON lines, else the file and the row.
-
-    Raises:
-        DataError: the data is not what it was when the samples were read.
-    """
-    numbers = load_sampled_rows(data_set, format, offline=offline).numbers if data_set.sample is not None else None
-    return row_places(data_set, indices if numbers is None else [numbers[index] for index in indices])
 
 
 def sample_rows(rows: Rows, config: SampleConfig, format: FormatConfig) -> Rows:

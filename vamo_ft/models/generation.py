@@ -19,18 +19,23 @@ Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 
 
 def greedy_decoder(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    end_of_turn: int | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of prompts and their mask, both (B, P) and padded on the left, that gives (B, N) new tokens.
 
-    Each is the most probable one, N is at most `max_new_tokens`, and after its end-of-text token a row is padding. The
-    model's own generation settings (sampling, penalties, other end tokens) are left aside.
+    Each is the most probable one, N is at most `max_new_tokens`, and after its end-of-text token, or the one that ends
+    a turn of a conversation, a row is padding. The model's own generation settings (sampling, penalties, other end
+    tokens) are left aside.
     """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted({token for token in (tokenizer.eos_token_id, end_of_turn) if token is not None}) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
 
