@@ -146,6 +146,15 @@ def test_every_task_of_the_configuration_is_there() -> None:
         assert GOLDEN[name].options == task.words or not classes
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_readme_lists_the_columns_and_the_words(name: str) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+    columns, given = (cell.strip().split(", ") for cell in row.split("|")[2:4])
+    assert tuple(columns) == TASKS[name].columns
+    assert not TASKS[name].words or tuple(given) == tuple(map(str.strip, TASKS[name].words))
+
+
 @pytest.mark.parametrize("name", TASK_CLASSES)
 def test_labels_may_be_numbers_or_names(name: str) -> None:
     for number, label in enumerate(TASK_CLASSES[name]):
