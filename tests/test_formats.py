@@ -95,7 +95,7 @@ def test_conversations(workspace: Workspace, method: str, packing: bool, capsys:
     write_chat(workspace)
     configure(workspace, CHAT, METHODS[method], {"data": {"packing": packing}})
     train_whole_and_in_two_parts(workspace)
-    assert "1 rows of the training data are left out: nothing in them is learnt" in capsys.readouterr().err
+    assert "rows of the training data left out, since nothing in them is learnt: 1" in capsys.readouterr().err
     evaluations = [line for line in workspace.metrics() if "eval.loss" in line]
     assert {"eval.loss", "eval.exact_match"} <= evaluations[0].keys()
     if method == "adamw":

@@ -2,9 +2,13 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.chats import CHATML, chat_tokenizer
 from vamo_ft.config.data import ChatFormat
 from vamo_ft.core.errors import DataError
+from vamo_ft.data.chat import tokenize_conversations
 from vamo_ft.data.conversations import Conversation, read_conversations
 from vamo_ft.data.sources import Rows
 
@@ -95,6 +99,36 @@ def test_rows_that_are_no_conversations(messages: Any, said: str) -> None:
     with pytest.raises(DataError) as caught:
         read({"messages": messages})
     assert str(caught.value) == f"c.jsonl: {said}"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "from", "value", "tool_calls", "weight", "type", "text", "function", "x"]
+            ),
+            inner | st.sampled_from(["user", "assistant", "gpt", "text"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(messages=JSON | st.lists(JSON, max_size=3), tools=JSON, train_on=st.sampled_from(["assistant", "last"]))
+def test_any_row_is_tokenized_or_refused_in_one_line(messages: Any, tools: Any, train_on: str) -> None:
+    refusal = "c.jsonl: "
+    try:
+        [found] = read({"messages": messages, "tools": tools}, tools="tools", train_on=train_on)
+        assert all(found.messages[number]["role"] == "assistant" for number in found.learnt)
+        data = tokenize_conversations([found], chat_tokenizer(CHATML), max_length=99, place="c.jsonl")
+        assert len(data) == 1 and data.num_supervised(0) > 0
+    except DataError as error:
+        refusal = str(error)
+    assert refusal.startswith("c.jsonl: ") and "\n" not in refusal
 
 
 def test_columns_that_do_not_exist() -> None:

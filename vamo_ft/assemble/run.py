@@ -314,9 +314,9 @@ def _courses(config: RunConfig) -> list[str]:
 
 def _tell_what_is_lost(source: TrainingSamples) -> None:
     if source.data.num_truncated:
-        _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, source.num_samples)
+        _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, len(source.data.rows))
     if source.data.num_skipped:
-        _log.info("%d rows of the training data are left out: nothing in them is learnt", source.data.num_skipped)
+        _log.info("rows of the training data left out, since nothing in them is learnt: %d", source.data.num_skipped)
 
 
 def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:

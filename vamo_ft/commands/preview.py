@@ -88,7 +88,7 @@ def _summary(title: str, data: DataSummary) -> Iterator[str]:
     total = sum(lengths)
     packed = f" of {data.num_documents:,} documents" if data.num_documents > len(lengths) else ""
     yield f"{title}: {len(lengths):,} samples{packed}, {total:,} tokens, {data.num_supervised:,} of them learnt"
-    yield f"  {data.num_truncated:,} samples are cut to data.max_length; {data.num_skipped:,} rows are left out"
+    yield f"  samples cut to data.max_length: {data.num_truncated:,}; rows left out: {data.num_skipped:,}"
     middle, high = lengths[len(lengths) // 2], lengths[min(len(lengths) - 1, len(lengths) * 95 // 100)]
     yield f"  tokens of a sample: {lengths[0]:,} to {lengths[-1]:,}, median {middle:,}, 95 % within {high:,}"
     yield from _histogram(lengths)

@@ -4,6 +4,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,14 +91,16 @@ def _encoded(
     """Tokens and supervised runs of each, both empty where nothing is learnt."""
     encoded: list[tuple[list[int], Spans]] = [([], ())] * len(conversations)
     texts: dict[int, tuple[str, list[tuple[int, int]]]] = {}
+    controls = _Controls.of(tokenizer)
     for number, conversation in enumerate(conversations):
         if not conversation.learnt:
             continue
-        template = tokenizer.get_chat_template(None, conversation.tools)
+        with _refusals_told(conversation.place):
+            template = tokenizer.get_chat_template(None, conversation.tools)
         if _MARKS.search(template):
             encoded[number] = _marked(conversation, tokenizer)
         else:
-            texts[number] = _Rendering(conversation, tokenizer).turns()
+            texts[number] = _Rendering(conversation, tokenizer, controls).turns()
     if texts:
         encoding = tokenizer(
             [text for text, _ in texts.values()],
@@ -165,17 +168,31 @@ def _num_alike(first: str, second: str) -> int:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Controls:
+    """Tokens that are no ordinary text: all that were added to the vocabulary, and those of them that are special."""
+
+    added: tuple[str, ...]
+    special: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "_Controls":
+        tokens, named = tokenizer.added_tokens_decoder.values(), tokenizer.all_special_tokens
+        return cls(
+            (*(token.content for token in tokens), *named),
+            (*(token.content for token in tokens if token.special), *named),
+        )
+
+
 class _Rendering:
     """One conversation as text, by a template without marks."""
 
-    def __init__(self, conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", controls: _Controls) -> None:
         self._conversation = conversation
         self._tokenizer = tokenizer
+        self._controls = controls
         self._messages = conversation.messages[: conversation.learnt[-1] + 1]
         self._whole = self._render(self._messages)
-        added = tokenizer.added_tokens_decoder.values()
-        self._added = (*(token.content for token in added), *tokenizer.all_special_tokens)
-        self._special = (*(token.content for token in added if token.special), *tokenizer.all_special_tokens)
 
     def turns(self) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and where in it the turns lie that are learnt."""
@@ -215,7 +232,7 @@ class _Rendering:
         start = _num_alike(whole, other)
         end = len(whole) - _num_alike(whole[start:][::-1], other[start:][::-1])
         following = whole[end:].lstrip()
-        closing = max((token for token in self._added if through.endswith(token)), key=len, default="")
+        closing = max((token for token in self._controls.added if through.endswith(token)), key=len, default="")
         if closing and following.startswith(closing):
             end = len(whole) - len(following) + len(closing)
         if prompt is not None:
@@ -223,14 +240,14 @@ class _Rendering:
             header = prompt[len(bare) :] if prompt.startswith(bare) else ""
             place = whole.rfind(header, after, start) if header else -1
             said = place + len(header)  # with what the template itself puts before it, such as empty thoughts
-            if place >= 0 and not any(token in whole[said:start] for token in self._special):
+            if place >= 0 and not any(token in whole[said:start] for token in self._controls.special):
                 start = said
         return (start, end) if after <= start < end else None
 
     def _closed(self, text: str) -> str:
         """Without the white space after the end-of-turn token, which is the template's."""
         stripped = text.rstrip()
-        return stripped if stripped.endswith(self._added) else text
+        return stripped if stripped.endswith(self._controls.added) else text
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         with _refusals_told(self._conversation.place):
