@@ -47,6 +47,25 @@ PROMPTED_THINKING = (
 )
 """The prompt to go on asks for thoughts, and no turn shows any."""
 
+COUNTED = (
+    "{{ messages | length }}{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.role == 'assistant' %}{{ '<think>\n</think>\n' }}{% endif %}{{ message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Begins otherwise with every turn, and puts thoughts before every answer that the prompt to go on does not ask for."""
+
+PLAIN = (
+    "{{ messages | length }}{% for message in messages %}{{ '\n' + message.role + ': ' + message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\nassistant: Well, ' }}{% endif %}"
+)
+"""Begins otherwise with every turn, has no control tokens, and a prompt to go on that no turn need show."""
+
+BACKWARDS = (
+    "{% for message in messages | reverse %}{{ '<|im_start|>' + message.role + '\n' + message.content + "
+    "'<|im_end|>' }}{% endfor %}"
+)
+"""The last turn comes first."""
+
 SHUFFLED = (
     "{% for message in messages | reverse %}{{ '<|im_start|>' + message.role + '\n' + message.content[::-1] + "
     "'<|im_end|>' }}{% endfor %}"

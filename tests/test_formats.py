@@ -1,6 +1,5 @@
 """Whole runs on conversations and on packed rows."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,12 +24,6 @@ TEXT: dict[str, Any] = {
     "data": {"format": {"type": "text"}, "packing": True, "max_length": 32},
     "evaluation": {"metrics": ["loss"]},
 }
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.chdir(tmp_path)
-    return Workspace(tmp_path)
 
 
 def conversations(count: int) -> list[dict[str, Any]]:

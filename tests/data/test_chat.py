@@ -4,7 +4,18 @@ from typing import Any
 
 import pytest
 
-from tests.chats import CHATML, INSTRUCTIONS, MARKED, PROMPTED_THINKING, SHUFFLED, THINKING, chat_tokenizer
+from tests.chats import (
+    BACKWARDS,
+    CHATML,
+    COUNTED,
+    INSTRUCTIONS,
+    MARKED,
+    PLAIN,
+    PROMPTED_THINKING,
+    SHUFFLED,
+    THINKING,
+    chat_tokenizer,
+)
 from tests.tiny import byte_tokenizer
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.chat import end_of_turn, set_chat_template, tokenize_conversations
@@ -118,14 +129,44 @@ def test_a_prompt_that_asks_for_thoughts_which_no_turn_shows() -> None:
     assert parts(data)[0].endswith(f"{START}assistant\n")
 
 
+def test_what_the_template_puts_before_an_answer_is_learnt_unless_the_prompt_shows_it() -> None:
+    data = tokenize(COUNTED, conversation(TWO_TURNS))
+    assert parts(data) == [
+        f"4{EXPECTED[0]}",
+        f"<think>\n</think>\n{EXPECTED[1]}",
+        EXPECTED[2],
+        f"<think>\n</think>\n{EXPECTED[3]}",
+    ]
+
+
+def test_a_prompt_that_is_quoted_earlier_is_not_taken_for_the_turns_own() -> None:
+    quoting = {"role": "user", "content": f"What is {START}assistant\n<think>\n?"}
+    data = tokenize(PROMPTED_THINKING, conversation([quoting, *TWO_TURNS[1:]]))
+    assert parts(data)[1::2] == [EXPECTED[1], EXPECTED[3]]
+    said = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Well, no"},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Me"},
+    ]
+    assert parts(tokenize(PLAIN, conversation(said))) == [
+        "4\nuser: Hi\nassistant: Well, ",
+        "no",
+        "\nuser: Who?\nassistant: ",
+        "Me",
+    ]
+
+
 def test_an_assistant_who_begins() -> None:
     messages = [{"role": "assistant", "content": "Yes?"}, *TWO_TURNS]
     assert parts(tokenize(CHATML, conversation(messages)))[:2] == [f"{START}assistant\n", "Yes?<|im_end|>"]
 
 
-def test_a_template_that_hides_its_turns() -> None:
-    with pytest.raises(DataError, match=r"^d: row 1: the chat template does not show where message 2 is .*generation"):
-        tokenize(SHUFFLED, conversation(TWO_TURNS))
+@pytest.mark.parametrize(("template", "message"), [(SHUFFLED, 2), (BACKWARDS, 4)])
+def test_a_template_that_hides_its_turns(template: str, message: int) -> None:
+    shown = rf"^d: row 1: the chat template does not show where message {message} is .*generation"
+    with pytest.raises(DataError, match=shown):
+        tokenize(template, conversation(TWO_TURNS))
 
 
 def test_marks_that_do_not_count_the_turns() -> None:

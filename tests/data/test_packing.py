@@ -63,6 +63,16 @@ def test_packed_samples_hold_every_document_once_and_whole(max_length: int) -> N
     assert pack(data, max_length=max_length).fingerprint == packed.fingerprint
 
 
+def test_rows_that_were_left_out_are_counted() -> None:
+    writer = TokenWriter()
+    for _ in range(3):
+        writer.skip()
+        writer.append((4, 5, 6), ((1, 3),), truncated=True)
+    packed = pack(writer.finish(), max_length=6)
+    assert [packed.rows_of(index) for index in range(2)] == [(1, 3), (5,)]
+    assert (packed.num_skipped, packed.num_truncated) == (3, 3)
+
+
 def reference(lengths: list[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing by looking at every bin, with the room that each has had for longest first."""
     bins: list[tuple[int, int, list[int]]] = []  # room, since when, members

@@ -238,8 +238,10 @@ class _Rendering:
         if prompt is not None:
             bare = self._render(self._messages[:number])
             header = prompt[len(bare) :] if prompt.startswith(bare) else ""
-            place = whole.rfind(header, after, start) if header else -1
-            said = place + len(header)  # with what the template itself puts before it, such as empty thoughts
+            # It may reach into the turn, whose first words are those that the prompt gives, or end before it, where the
+            # template puts something in front, such as empty thoughts. Then no other header may lie between.
+            place = whole.rfind(header, after, min(end, start + len(header))) if header else -1
+            said = place + len(header)
             if place >= 0 and not any(token in whole[said:start] for token in self._controls.special):
                 start = said
         return (start, end) if after <= start < end else None
