@@ -86,7 +86,7 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs/a/model").mkdir(parents=True)
     Path("runs/a/checkpoints/step-00000002/model").mkdir(parents=True)
     Path("runs/a/config.yaml").write_text(Path("config.yaml").read_text())
-    assert run(["evaluate", "runs/a", "--data", "d.csv", "--set", "run.name=c"]) == 0
+    assert run(["evaluate", "runs/a", "--data", "d.csv", "--predictions", "p.jsonl", "--set", "run.name=c"]) == 0
     assert run(["evaluate", "runs/a/checkpoints/step-00000002"]) == 0
     Path("runs/a/seedlog.bin").touch()
     assert run(["export", "runs/a", "out", "--merge"]) == 0
@@ -96,8 +96,8 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [
         ("demo", {"resume": "auto", "fresh": False, **plain}),
         ("b", {"resume": "never", "fresh": True, **plain}),
-        ("c", {"model": Path("runs/a/model"), "data": "d.csv"}),
-        ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None}),
+        ("c", {"model": Path("runs/a/model"), "data": "d.csv", "predictions": Path("p.jsonl")}),
+        ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None, "predictions": None}),
         ("demo", {**exported, "source": Path("runs/a/model"), "merge": True}),
         ("demo", {**exported, "source": Path("runs/a/seedlog.bin"), "base": "base", "steps": 3}),
     ]

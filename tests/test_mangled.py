@@ -22,7 +22,7 @@ from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.load import load_config
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.examples import Example
-from vamo_ft.data.samples import load_evaluation
+from vamo_ft.data.loading import load_evaluation
 
 MANGLED = settings(
     derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck)

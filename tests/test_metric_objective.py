@@ -1,5 +1,6 @@
 """Metrics as the objective, and scores of generated answers, through the command line."""
 
+import math
 import os
 import signal
 from collections.abc import Mapping
@@ -118,8 +119,10 @@ def test_answers_are_learnt_shown_and_evaluated_again(workspace: Workspace, caps
 
     last = workspace.metrics()[-1]
     assert run(["evaluate", "runs/tiny"]) == 0
+    perplexity = math.exp(last["eval.loss"])
     assert capsys.readouterr().out == (
-        f"samples      4\nloss         {last['eval.loss']:.4f}\nexact_match  1.0000\nf1           1.0000\n"
+        f"samples      4\nloss         {last['eval.loss']:.4f}\nperplexity   {perplexity:.4f}\n"
+        "exact_match  1.0000\nf1           1.0000\n"
     )
     write_jsonl(
         workspace.root / "other.jsonl", [{"question": "red", "answer": "warm"}, {"question": "grey", "answer": "!"}]
@@ -134,7 +137,9 @@ def test_answers_are_learnt_shown_and_evaluated_again(workspace: Workspace, caps
         run(["evaluate", "runs/tiny", "--set", "evaluation.metrics=[loss]", "--set", "evaluation.max_new_tokens=32"])
         == 0
     )
-    assert capsys.readouterr().out == f"samples   4\nloss      {last['eval.loss']:.4f}\n"
+    assert (
+        capsys.readouterr().out == f"samples     4\nloss        {last['eval.loss']:.4f}\nperplexity  {perplexity:.4f}\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from vamo_ft.cli import run
 from vamo_ft.config.data import DataConfig
 from vamo_ft.config.yaml_text import parse_yaml
 from vamo_ft.core.types import Batch, LossTerms
+from vamo_ft.data.loading import load_samples
 from vamo_ft.data.mixture import MixedOrder, Mixture
 from vamo_ft.data.places import sample_places
-from vamo_ft.data.samples import TrainingSamples, load_samples
+from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.objectives.classification import VerbaliserClassification
 
 MIXED: dict[str, Any] = {

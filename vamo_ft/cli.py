@@ -219,6 +219,9 @@ def _evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Another data set with the same columns.")] = None,
     no_cache: NoCache = False,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what the model answers to each sample, as JSON lines.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Print loss and accuracy of a trained model."""
@@ -228,7 +231,7 @@ def _evaluate(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.evaluate import evaluate
 
-    evaluate(settings, model=model, data=data, use_cache=not no_cache)
+    evaluate(settings, model=model, data=data, use_cache=not no_cache, predictions=predictions)
 
 
 @app.command("diagnose")

@@ -30,16 +30,25 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "16: objective.type: metric has no gradient, which method.name: vamo needs; write method.name: mezo, or "
             "objective.type: loss",
         ),
-        (MEZO + ACCURACY, "16: objective.name: accuracy needs data.format.type: classification"),
-        (CLASSIFICATION + F1, "18: objective.name: f1 needs data.format.type: prompt_completion or chat"),
-        (SEQUENCE + F1, "19: objective.name: f1 needs data.format.type: prompt_completion or chat"),
+        (
+            MEZO + ACCURACY,
+            "16: objective.name: accuracy needs data.format.type: classification, or a task with options",
+        ),
+        (
+            CLASSIFICATION + F1,
+            "18: objective.name: f1 needs data.format.type: prompt_completion or chat, or the task squad or drop",
+        ),
+        (
+            SEQUENCE + F1,
+            "19: objective.name: f1 needs data.format.type: prompt_completion or chat, or the task squad or drop",
+        ),
         (
             CLASSIFICATION + "objective: {type: metric, name: accuracy, max_new_tokens: 8}\n",
-            "18: objective.max_new_tokens: accuracy generates nothing (exact_match and f1 only); leave it out",
+            "18: objective.max_new_tokens: accuracy generates nothing (exact_match, f1 and rouge_l only); leave it out",
         ),
         (
             MEZO + "objective: {type: metric, name: bleu}\n",
-            "16: objective.name: must be 'accuracy', 'exact_match' or 'f1', not 'bleu'",
+            "16: objective.name: must be 'accuracy', 'exact_match', 'f1' or 'rouge_l', not 'bleu'",
         ),
         (
             MEZO + "objective: {type: metrics}\n",
@@ -52,11 +61,13 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             CLASSIFICATION + "evaluation: {metrics: [loss, exact_match]}\n",
-            "18: evaluation.metrics: exact_match needs data.format.type: prompt_completion or chat",
+            "18: evaluation.metrics: exact_match needs data.format.type: prompt_completion or chat, or the task squad "
+            "or drop",
         ),
         (
             MEZO + "evaluation: {max_new_tokens: 8}\n",
-            "16: evaluation.max_new_tokens: nothing is generated; add exact_match or f1 to metrics, or leave it out",
+            "16: evaluation.max_new_tokens: nothing is generated; add exact_match, f1 or rouge_l to metrics, or leave "
+            "it out",
         ),
     ],
 )

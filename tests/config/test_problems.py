@@ -72,8 +72,8 @@ CASES: list[tuple[str, str, list[str]]] = [
         "type: prompt_completion",
         "type: clasification",
         [
-            "8: data.format.type: must be 'classification', 'prompt_completion', 'chat' or 'text', not 'clasification'"
-            ". Did you mean 'classification'?"
+            "8: data.format.type: must be 'classification', 'prompt_completion', 'chat', 'text' or 'task', not "
+            "'clasification'. Did you mean 'classification'?"
         ],
     ),
     (
@@ -85,7 +85,8 @@ CASES: list[tuple[str, str, list[str]]] = [
         "steps: 10",
         "steps: 10\nevaluation:\n  metrics:\n  - loss\n  - acuracy",
         [
-            "19: evaluation.metrics.1: must be 'loss', 'accuracy', 'exact_match' or 'f1', not 'acuracy'. Did you mean "
+            "19: evaluation.metrics.1: must be 'loss', 'perplexity', 'accuracy', 'exact_match', 'f1' or 'rouge_l', not "
+            "'acuracy'. Did you mean "
             "'accuracy'?"
         ],
     ),
@@ -232,7 +233,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     (
         "steps: 10",
         "steps: 10\nevaluation: {metrics: [accuracy]}",
-        ["16: evaluation.metrics: accuracy needs data.format.type: classification"],
+        ["16: evaluation.metrics: accuracy needs data.format.type: classification, or a task with options"],
     ),
 ]
 

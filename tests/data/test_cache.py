@@ -16,7 +16,7 @@ from vamo_ft.core.errors import StopRequested
 from vamo_ft.data import cache as cache_module
 from vamo_ft.data.cache import TokenCache, cache_folder
 from vamo_ft.data.examples import TokenizedData, TokenWriter
-from vamo_ft.data.samples import load_samples
+from vamo_ft.data.loading import load_samples
 from vamo_ft.models.fingerprint import tokenizer_fingerprint
 
 PAIRS = {"type": "prompt_completion", "prompt": "{sentence}", "completion": " {label}"}

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from vamo_ft.data.collation import (
     collate_for_generation,
     collate_for_language_model,
     collate_options,
+    collate_own_options,
 )
 from vamo_ft.data.examples import Example, Ids, Spans
 
@@ -198,3 +200,25 @@ def test_classifier_batches_are_padded_on_the_right(token_type_ids: bool) -> Non
     assert counts_of(batch) == [1, 1]
     assert (batch.num_tokens, batch.num_supervised) == (4, 2)
     assert batch.indices == (1, 2)
+
+
+def test_options_of_the_samples_own_have_rows_of_their_own() -> None:
+    options = [((50, 60), (51,)), ((70,), (71, 72, 73), (74,)), ((80, 81),)]
+    prompts, labels = [(1, 2, 3), (7,), (8, 9)], [1, 2, 0]
+    examples = [
+        replace(pair(10 + i, prompts[i], options[i][labels[i]], labels[i]), options=options[i], right=(2, 1) * (i == 1))
+        for i in range(3)
+    ]
+    batch = collate_own_options(examples, pad_token_id=PAD, position_ids=True)
+    rows = [(prompt, option) for prompt, own in zip(prompts, options, strict=True) for option in own]
+    inputs, targets = reference([((*p, *option), ((len(p), len(p) + len(option)),)) for p, option in rows])
+    assert as_lists(batch.inputs) == inputs
+    right = batch.targets["option_right"]
+    assert as_lists({name: value for name, value in batch.targets.items() if name != "option_right"}) == targets | {
+        "label": labels,
+        "option_rows": [[0, 1, -1], [2, 3, 4], [5, -1, -1]],
+    }
+    assert right.tolist() == [[False, True, False], [False, True, True], [True, False, False]]
+    assert counts_of(batch) == [1, 1, 2]
+    assert batch.indices == (10, 11, 12)
+    assert batch.num_supervised == 2 + 1 + 1 + 3 + 1 + 2

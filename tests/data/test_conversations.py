@@ -10,7 +10,7 @@ from vamo_ft.config.data import ChatFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.chat import tokenize_conversations
 from vamo_ft.data.conversations import Conversation, read_conversations
-from vamo_ft.data.sources import Rows
+from vamo_ft.data.rows import Rows
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "yo"}

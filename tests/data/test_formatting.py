@@ -5,7 +5,7 @@ import pytest
 from vamo_ft.config.data import ClassificationFormat, PromptCompletionFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.formatting import TextExample, format_rows
-from vamo_ft.data.sources import Rows
+from vamo_ft.data.rows import Rows
 
 
 def rows_of(*rows: dict[str, Any]) -> Rows:

@@ -8,7 +8,8 @@ from vamo_ft.config.data import DataConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.protocols import SampleSource
-from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
+from vamo_ft.data.loading import load_evaluation, load_samples
+from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
 
 SENTIMENT = {"type": "classification", "template": "{sentence} It was", "labels": {0: "b", 1: "g"}}
 WORDS = SENTIMENT | {"labels": {0: " bad", 1: " good!"}}

@@ -8,7 +8,7 @@ from vamo_ft.config.data import TextFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.examples import Ids, TokenizedData
 from vamo_ft.data.formatting import read_documents
-from vamo_ft.data.sources import Rows
+from vamo_ft.data.rows import Rows
 from vamo_ft.data.text import tokenize_documents
 
 BOS, EOS = 1, 2

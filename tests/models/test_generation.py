@@ -95,6 +95,17 @@ def test_the_token_that_ends_a_turn_ends_the_answer() -> None:
     assert generate(prompt, torch.ones_like(prompt)).tolist() == [expected[: expected.index(end) + 1]]
 
 
+def test_logits_exist_for_the_last_token_alone() -> None:
+    """With the prompts' logits, a batch of long prompts would need more memory than the model."""
+    model = spread(tiny_llama())
+    widths = []
+    model.lm_head.register_forward_pre_hook(lambda m, inputs: widths.append(inputs[0].shape[1]))
+    examples = [pair(index, ids(prompt), ids("x")) for index, prompt in enumerate(PROMPTS)]
+    targets = collate_for_generation(examples, pad_token_id=PAD, position_ids=True).targets
+    answers = greedy_decoder(model, byte_tokenizer(), max_new_tokens=3)(targets["prompt_ids"], targets["prompt_mask"])
+    assert widths == [1] * answers.shape[1]
+
+
 def test_the_models_own_generation_settings_are_left_aside(caplog: pytest.LogCaptureFixture) -> None:
     model = spread(tiny_llama())
     prompt = torch.tensor([ids("some prompt")])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from tests.toys import NetworkObjective, SilentProgress, TinyNetwork, ToySource,
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import EvaluationTerms
-from vamo_ft.training.evaluation import evaluate
+from vamo_ft.training.evaluation import EvaluationResult, evaluate
 
 
 class HeldOut(ToySource):
@@ -59,3 +61,32 @@ def test_a_stop_is_honoured_between_batches():
     source = HeldOut(normal(9, 4, seed=0), batch_size=1)
     with pytest.raises(StopRequested):
         run(NetworkObjective(TinyNetwork(4, dtype=torch.float64)), source, stop_requested=lambda: next(polls))
+
+
+def test_perplexity_is_the_exponential_of_the_loss_without_an_overflow():
+    assert EvaluationResult(1.5, {}, 1).perplexity == math.exp(1.5)
+    assert EvaluationResult(1e4, {}, 1).perplexity == math.inf
+    assert math.isnan(EvaluationResult(math.nan, {}, 1).perplexity)
+
+
+def test_an_observer_sees_every_sample_with_its_own_terms():
+    source = HeldOut(normal(10, 4, seed=0), batch_size=1)
+    objective = Classifier(TinyNetwork(4, dtype=torch.float64))
+    seen = {}
+
+    def observe(batch, terms):
+        seen.update(zip(batch.indices, zip(terms.loss.total, terms.scores["f1"], strict=True), strict=True))
+
+    evaluate(
+        objective,
+        source,
+        LocalRuntime(),
+        token_budget=3,
+        progress=SilentProgress(),
+        stop_requested=lambda: False,
+        observers=[observe],
+    )
+    assert sorted(seen) == list(range(10))
+    for index, (loss, score) in seen.items():
+        torch.testing.assert_close(loss, objective.terms(source.batch([index])).total[0])
+        assert score == source.features[index, 1].abs()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from vamo_ft.config.data import ClassificationFormat
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.data.chat import set_chat_template
@@ -16,12 +15,11 @@ __all__ = ["build_run_runtime", "load_run_model"]
 
 def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
     """The model on the runtime's device; `weights` is a saved `model/` folder that replaces its values."""
-    labels = config.data.format.labels if isinstance(config.data.format, ClassificationFormat) else {}
     loaded = load_model(
         config.model,
         offline=config.run.offline,
         seed=config.run.seed,
-        num_labels=len(labels) if config.model.task == "sequence_classification" else None,
+        num_labels=len(config.data.format.classes) if config.model.task == "sequence_classification" else None,
         weights=weights,
     )
     if config.data.chat_template is not None:

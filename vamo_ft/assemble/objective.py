@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from vamo_ft.config.data import ChatFormat, ClassificationFormat
+from vamo_ft.config.data import ChatFormat
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Objective
-from vamo_ft.core.scores import exact_match, token_f1
+from vamo_ft.core.scores import exact_match, rouge_l, token_f1
 from vamo_ft.data.chat import end_of_turn
 from vamo_ft.models.generation import greedy_decoder, text_decoder
 from vamo_ft.models.loading import LoadedModel
@@ -17,7 +17,7 @@ from vamo_ft.objectives.metric import MetricObjective
 
 __all__ = ["build_loss", "build_objective"]
 
-_ANSWER_SCORES = {"exact_match": exact_match, "f1": token_f1}
+_ANSWER_SCORES = {"exact_match": exact_match, "f1": token_f1, "rouge_l": rouge_l}
 
 
 def build_objective(config: RunConfig, loaded: LoadedModel) -> Objective:
@@ -37,7 +37,7 @@ def build_loss(config: RunConfig, loaded: LoadedModel) -> Objective:
     if config.model.task == "sequence_classification":
         return SequenceClassification(loaded.model)
     language_model = CausalLM(loaded.model, accepts_logits_to_keep=loaded.accepts_logits_to_keep)
-    if isinstance(config.data.format, ClassificationFormat):
+    if "accuracy" in config.data.format.metrics:
         return VerbaliserClassification(language_model)
     if config.evaluation.answer_tokens is None:
         return language_model

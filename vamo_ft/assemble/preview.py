@@ -13,8 +13,9 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import VamoFtError
 from vamo_ft.data.chat import set_chat_template
 from vamo_ft.data.examples import Example, TokenizedData
+from vamo_ft.data.loading import load_samples
 from vamo_ft.data.places import sample_places
-from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_samples
+from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
 from vamo_ft.models.loading import load_tokenizer
 
 if TYPE_CHECKING:

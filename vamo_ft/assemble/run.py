@@ -1,7 +1,7 @@
 """Turns a configuration into a run, ready to start or to go on."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
+from vamo_ft.assemble.predictions import Predictions
 from vamo_ft.assemble.restore import remove_seed_log, restore, restored_run_state
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
@@ -28,11 +29,12 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
-from vamo_ft.core.types import Batch, EvaluationTerms
+from vamo_ft.data.loading import load_evaluation, load_samples
 from vamo_ft.data.mixture import Origin
-from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
+from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
 from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
+from vamo_ft.models.generation import text_decoder
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.models.packing import check_packing
 from vamo_ft.objectives.stoppable import StoppableObjective
@@ -40,7 +42,7 @@ from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
-from vamo_ft.training.evaluation import EvaluationResult, evaluate
+from vamo_ft.training.evaluation import EvaluationResult, Observer, evaluate
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
 from vamo_ft.training.runtime import memory_errors_explained
@@ -286,18 +288,20 @@ def evaluate_model(
     progress: Progress,
     use_cache: bool = True,
     stop_requested: Callable[[], bool] = lambda: False,
-    observe: Callable[[Batch, EvaluationTerms], None] = lambda batch, terms: None,
+    observers: Sequence[Observer] = (),
+    predictions: Path | None = None,
 ) -> EvaluationResult:
     """Loss and scores on `data_set` of the model saved in `weights`; of the configured half, where it is the run's own.
 
     Args:
         use_cache: keep tokens, and take them from where they were kept.
-        observe: is shown every batch with its samples' losses and scores.
+        observers: are shown every batch with its samples' losses and scores.
+        predictions: a file for what the model answers to each sample; see `Predictions`.
 
     Raises:
         StopRequested: between two batches.
         DataError: model or data are not what the configuration says.
-        UsageError: the model has no positions for the longest sample.
+        UsageError: the model has no positions for the longest sample, or the predictions cannot be written.
     """
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
@@ -315,15 +319,25 @@ def evaluate_model(
         held_out = held_out.half(config.evaluation.part)
     _check_positions(loaded, held_out)
     _check_vocabulary(config, loaded, held_out)
-    return evaluate(
+    found = Predictions(
+        config,
+        data_set,
+        held_out,
+        decode=text_decoder(loaded.tokenizer),
+        decode_all=text_decoder(loaded.tokenizer, special_tokens=True),
+    )
+    result = evaluate(
         build_objective(config, loaded),
         held_out,
         runtime,
         token_budget=config.training.forward_batch_tokens,
         progress=progress,
         stop_requested=stop_requested,
-        observe=observe,
+        observers=observers if predictions is None else [*observers, found.observe],
     )
+    if predictions is not None:
+        found.write(predictions)
+    return result
 
 
 def _courses(config: RunConfig) -> list[str]:

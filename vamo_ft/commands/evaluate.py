@@ -15,17 +15,20 @@ from vamo_ft.training.runtime import memory_errors_explained
 __all__ = ["evaluate"]
 
 
-def evaluate(config: RunConfig, *, model: Path, data: str | None, use_cache: bool = True) -> None:
-    """Prints the loss, and accuracy or the scores that `evaluation.metrics` names.
+def evaluate(
+    config: RunConfig, *, model: Path, data: str | None, use_cache: bool = True, predictions: Path | None = None
+) -> None:
+    """Prints the loss, of free text the perplexity, and accuracy or the scores that `evaluation.metrics` names.
 
     Args:
         config: the run's configuration.
         model: the folder of the model to evaluate.
         data: evaluate on this data set instead of the run's `data.evaluation`; same columns.
         use_cache: keep tokens, and take them from where they were kept.
+        predictions: a file to write, or to replace, with what the model answers to each sample.
 
     Raises:
-        UsageError: there is nothing to evaluate on.
+        UsageError: there is nothing to evaluate on, or no file can be there.
         DataError: model or data are not what the configuration says.
     """
     if data == "":
@@ -33,10 +36,23 @@ def evaluate(config: RunConfig, *, model: Path, data: str | None, use_cache: boo
     data_set = config.data.evaluation if data is None else _alike(config.data, data)
     if data_set is None:
         raise UsageError("the run's configuration has no data.evaluation; name a data set with --data")
+    if predictions is not None and (predictions.is_dir() or not predictions.parent.is_dir()):
+        fault = "is a folder" if predictions.is_dir() else f"there is no folder {predictions.parent}"
+        raise UsageError(f"--predictions: {predictions}: {fault}; name a file")
     console = Console(stderr=True)
     with logging_to(console), memory_errors_explained("loading the model"):
-        result = evaluate_model(config, data_set, weights=model, progress=ConsoleProgress(console), use_cache=use_cache)
-    figures = {"loss": result.loss, **result.scores}
+        result = evaluate_model(
+            config,
+            data_set,
+            weights=model,
+            progress=ConsoleProgress(console),
+            use_cache=use_cache,
+            predictions=predictions,
+        )
+    figures = {"loss": result.loss}
+    if "perplexity" in config.data.format.metrics:
+        figures["perplexity"] = result.perplexity
+    figures |= result.scores
     width = max(len("accuracy"), *map(len, figures))
     print(f"{'samples':<{width}}  {result.num_samples}")
     for name, value in figures.items():

@@ -19,6 +19,7 @@ from vamo_ft.commands.console import logging_to, patient_console
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
+from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
@@ -353,7 +354,7 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
         history = run.evaluator.history
         table = Table("evaluation", "before", "after", "best", "at step", title=escape(str(directory.root)))
         for name in (key for key in history[-1] if key != "step"):
-            better = min if name == "eval.loss" else max
+            better = min if name.removeprefix("eval.") in LOWER_IS_BETTER else max
             best = better(history, key=lambda line: line[name])
             figures = [f"{line[name]:.4f}" for line in (history[0], history[-1], best)]
             table.add_row(name.removeprefix("eval."), *figures, str(best["step"]))

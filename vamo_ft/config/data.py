@@ -4,13 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from vamo_ft.config.objective import FREE_TEXT_METRICS
+from vamo_ft.config.sampling import SampleConfig
 from vamo_ft.config.section import Section
+from vamo_ft.config.tasks import TaskFormat
 
 
 class ClassificationFormat(Section):
     """Label words after a prompt (causal_lm), or a classifier head (sequence_classification)."""
 
-    type: Literal["classification"] = Field(description="classification, prompt_completion, chat or text")
+    type: Literal["classification"] = Field(description="classification, prompt_completion, chat, text or task")
     template: str = Field(description="the prompt, with columns in braces: '{sentence} It was'")
     label: str = Field("label", description="column of the label")
     labels: dict[str, str] = Field(
@@ -30,19 +33,39 @@ class ClassificationFormat(Section):
             raise ValueError("labels: two labels have the same text and could not be told apart")
         return self
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.labels)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss."""
+        return ("accuracy",)
+
 
 class PromptCompletionFormat(Section):
     """A prompt and the text to learn; the end-of-text token is appended to the completion."""
 
-    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification, chat or text")
+    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification, chat, text or task")
     prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
     completion: str = Field("{completion}", description="the text to learn, with columns in braces")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss."""
+        return FREE_TEXT_METRICS
 
 
 class ChatFormat(Section):
     """Conversations through the tokenizer's chat template; what the assistant says is learnt."""
 
-    type: Literal["chat"] = Field(description="chat, classification, prompt_completion or text")
+    type: Literal["chat"] = Field(description="chat, classification, prompt_completion, text or task")
     messages: str = Field(
         "messages",
         description="column of the conversation: a list of {role, content}, or of ShareGPT's {from, value}",
@@ -53,16 +76,36 @@ class ChatFormat(Section):
         "assistant", description="assistant (all its turns), or last (its last turn alone)"
     )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss; an answer is the last turn."""
+        return FREE_TEXT_METRICS
+
 
 class TextFormat(Section):
     """Plain documents, learnt from their second token on; the end-of-text token is appended."""
 
-    type: Literal["text"] = Field(description="text, classification, prompt_completion or chat")
+    type: Literal["text"] = Field(description="text, classification, prompt_completion, chat or task")
     column: str = Field("text", description="column of the document")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured beside the loss."""
+        return ("perplexity",)
 
 
 FormatConfig = Annotated[
-    ClassificationFormat | PromptCompletionFormat | ChatFormat | TextFormat, Field(discriminator="type")
+    ClassificationFormat | PromptCompletionFormat | ChatFormat | TextFormat | TaskFormat, Field(discriminator="type")
 ]
 
 
@@ -70,6 +113,8 @@ def same_classes(one: FormatConfig, other: FormatConfig) -> bool:
     """Whether samples of the two can be scored alike: the type, and labels with their texts and their order."""
     if isinstance(one, ClassificationFormat) and isinstance(other, ClassificationFormat):
         return list(one.labels.items()) == list(other.labels.items())
+    if isinstance(one, TaskFormat) and isinstance(other, TaskFormat):
+        return one.name == other.name
     return one.type == other.type
 
 
@@ -86,6 +131,7 @@ class DataSetConfig(Section):
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     limit: int | None = Field(None, gt=0, description="use the first rows only")
+    sample: SampleConfig | None = Field(None, description="use rows drawn at random, after limit; null: all")
     streaming: bool = Field(
         False, description="read the first `limit` rows of a Hub data set without downloading the others"
     )
@@ -190,10 +236,19 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _samples_per_class_have_classes(self) -> "DataConfig":
+        held_out = [] if self.evaluation is None else [("evaluation", self.evaluation)]
+        for key, data_set in [*(("train", each) for each in self.training_sets), *held_out]:
+            sample, written = data_set.sample, data_set.format or self.format
+            if sample is not None and sample.per_class is not None and not written.classes:
+                raise ValueError(f"{key}.sample.per_class: the format's rows have no classes; write size")
+        return self
+
+    @model_validator(mode="after")
     def _keys_belong_to_format(self) -> "DataConfig":
         formats = [each.format or self.format for each in self.training_sets]
         if self.chat_template is not None and not any(isinstance(each, ChatFormat) for each in formats):
             raise ValueError("chat_template: is used by format.type: chat alone; leave it out")
-        if self.packing and any(isinstance(each, ClassificationFormat) for each in formats):
+        if self.packing and any("accuracy" in each.metrics for each in formats):
             raise ValueError("packing: a classification scores its samples one by one; leave it out")
         return self

@@ -8,23 +8,29 @@ from vamo_ft.config.objective import GENERATED_METRICS
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
 
+LOWER_IS_BETTER = ("loss", "perplexity")
+"""Metrics of which less is better; of every other more is."""
+
 
 class EvaluationConfig(Section):
     """Evaluation on `data.evaluation`: before training, every period, and at the end."""
 
     every: Period | None = Field(None, description="period in steps or epochs; null: only before and after")
-    metrics: list[Literal["loss", "accuracy", "exact_match", "f1"]] = Field(
+    metrics: list[Literal["loss", "perplexity", "accuracy", "exact_match", "f1", "rouge_l"]] = Field(
         ["loss"],
         min_length=1,
-        description="loss (mean per supervised token), accuracy (classification), exact_match and f1 of generated "
-        "answers (prompt_completion, and the last turn of a chat)",
+        description="loss (mean per supervised token) and, of free text, perplexity (its exponential); accuracy of "
+        "the option that scores highest (classification); exact_match, f1 and rouge_l of generated answers "
+        "(prompt_completion, and the last turn of a chat)",
+    )
+    max_new_tokens: int = Field(
+        32, gt=0, description="exact_match, f1, rouge_l: longest answer that is generated, in tokens"
     )
     part: Literal["tune", "test"] | None = Field(
         None,
         description="one half of data.evaluation, drawn without regard to the seed: tune, to choose settings by, or "
         "test, to report; null: all of it",
     )
-    max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
 
     @property
     def answer_tokens(self) -> int | None:
@@ -34,7 +40,9 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _only_answers_have_a_length(self) -> "EvaluationConfig":
         if self.answer_tokens is None and self.max_new_tokens != type(self).model_fields["max_new_tokens"].default:
-            raise ValueError("max_new_tokens: nothing is generated; add exact_match or f1 to metrics, or leave it out")
+            raise ValueError(
+                "max_new_tokens: nothing is generated; add exact_match, f1 or rouge_l to metrics, or leave it out"
+            )
         return self
 
 

@@ -6,11 +6,11 @@ from pydantic import Field, model_validator
 
 from vamo_ft.config.section import Section
 
-GENERATED_METRICS = ("exact_match", "f1")
+GENERATED_METRICS = ("exact_match", "f1", "rouge_l")
 """Metrics of generated answers, as `objective.name` and in `evaluation.metrics`."""
 
-ANSWERED_FORMATS = ("prompt_completion", "chat")
-"""Values of `data.format.type` with a prompt and a right answer."""
+FREE_TEXT_METRICS = ("perplexity", *GENERATED_METRICS)
+"""What can be measured beside the loss where text is learnt that no list of options holds."""
 
 
 class LossObjectiveConfig(Section):
@@ -27,12 +27,14 @@ class MetricObjectiveConfig(Section):
     """One minus a metric that has no gradient (Malladi et al. 2023, arXiv 2305.17333, section 3.3)."""
 
     type: Literal["metric"] = Field(description="metric (one minus it, averaged over samples), or loss")
-    name: Literal["accuracy", "exact_match", "f1"] = Field(
-        description="accuracy (classification), or exact_match or f1 of a generated answer (prompt_completion, "
+    name: Literal["accuracy", "exact_match", "f1", "rouge_l"] = Field(
+        description="accuracy (of options), or exact_match, f1 or rouge_l of a generated answer (prompt_completion, "
         "chat). A metric moves in jumps: it needs a larger method.eps and larger batches than a loss, so that some "
         "answers change"
     )
-    max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
+    max_new_tokens: int = Field(
+        32, gt=0, description="exact_match, f1, rouge_l: longest answer that is generated, in tokens"
+    )
 
     @property
     def answer_tokens(self) -> int | None:
@@ -42,7 +44,9 @@ class MetricObjectiveConfig(Section):
     @model_validator(mode="after")
     def _accuracy_generates_nothing(self) -> "MetricObjectiveConfig":
         if self.answer_tokens is None and self.max_new_tokens != type(self).model_fields["max_new_tokens"].default:
-            raise ValueError("max_new_tokens: accuracy generates nothing (exact_match and f1 only); leave it out")
+            raise ValueError(
+                "max_new_tokens: accuracy generates nothing (exact_match, f1 and rouge_l only); leave it out"
+            )
         return self
 
 

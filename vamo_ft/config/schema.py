@@ -21,14 +21,16 @@ from vamo_ft.config.method import (
     ZoSvrgConfig,
 )
 from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
-from vamo_ft.config.objective import (
-    ANSWERED_FORMATS,
-    GENERATED_METRICS,
-    LossObjectiveConfig,
-    MetricObjectiveConfig,
-    ObjectiveConfig,
-)
+from vamo_ft.config.objective import FREE_TEXT_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
 from vamo_ft.config.section import Section
+from vamo_ft.config.tasks import TaskFormat
+
+_FORMAT_NEEDED = {
+    "accuracy": "data.format.type: classification, or a task with options",
+    **dict.fromkeys(FREE_TEXT_METRICS, "data.format.type: prompt_completion or chat, or the task squad or drop"),
+    "perplexity": "data.format.type: prompt_completion, chat or text, or the task squad or drop",
+}
+"""Metric -> the formats in which it can be measured."""
 
 
 class RunSection(Section):
@@ -251,13 +253,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _task_and_format_agree(self) -> "RunConfig":
-        if self.model.task == "sequence_classification" and self.data.format.type != "classification":
-            raise ValueError("data.format.type: a sequence_classification model needs classification")
-        if "accuracy" in self.evaluation.metrics and self.data.format.type != "classification":
-            raise ValueError("evaluation.metrics: accuracy needs data.format.type: classification")
+        written = self.data.format
+        if self.model.task == "sequence_classification":
+            if not written.classes:
+                raise ValueError(
+                    "data.format.type: a sequence_classification model needs classification, or a task with classes"
+                )
+            if isinstance(written, TaskFormat) and written.shots > 0:
+                raise ValueError("data.format.shots: a sequence_classification model goes on with no text; write 0")
         for name in self.evaluation.metrics:
-            if name in GENERATED_METRICS and self.data.format.type not in ANSWERED_FORMATS:
-                raise ValueError(f"evaluation.metrics: {name} needs data.format.type: {' or '.join(ANSWERED_FORMATS)}")
+            if name not in ("loss", *written.metrics):
+                raise ValueError(f"evaluation.metrics: {name} needs {_FORMAT_NEEDED[name]}")
         return self
 
     @model_validator(mode="after")
@@ -279,9 +285,8 @@ class RunConfig(Section):
                 f"objective.type: metric has no gradient, which method.name: {self.method.name} needs; write "
                 "method.name: mezo, or objective.type: loss"
             )
-        needed = ANSWERED_FORMATS if self.objective.name in GENERATED_METRICS else ("classification",)
-        if self.data.format.type not in needed:
-            raise ValueError(f"objective.name: {self.objective.name} needs data.format.type: {' or '.join(needed)}")
+        if (name := self.objective.name) not in self.data.format.metrics:
+            raise ValueError(f"objective.name: {name} needs {_FORMAT_NEEDED[name]}")
         if self.data.packing:
             raise ValueError("data.packing: objective.type: metric scores samples one by one; leave it out")
         return self

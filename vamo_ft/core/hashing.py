@@ -34,6 +34,8 @@ class Domain(IntEnum):
     FACTOR = 7
     PROBLEM = 8
     DIAGNOSIS = 9
+    SAMPLE = 12
+    SHOTS = 13
     PART = 16
 
 

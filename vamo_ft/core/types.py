@@ -23,6 +23,7 @@ class Batch:
         counts: (B,) float32, weight of each sample in the mean loss: its supervised tokens, or 1.
         num_tokens: input tokens without padding.
         num_supervised: those of them at which the loss needs the head's output.
+        references: right answers of each sample as text, where they are not the supervised text alone.
     """
 
     indices: tuple[int, ...]
@@ -31,6 +32,7 @@ class Batch:
     counts: Tensor
     num_tokens: int
     num_supervised: int = 0
+    references: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -44,6 +46,7 @@ class Batch:
             counts=self.counts.to(device, non_blocking=True),
             num_tokens=self.num_tokens,
             num_supervised=self.num_supervised,
+            references=self.references,
         )
 
 
@@ -67,11 +70,16 @@ class EvaluationTerms:
     Attributes:
         loss: summed losses and weights.
         scores: name -> (B,) float32 score of each sample, from 0 to 1, of which more is better: `accuracy` (1 where the
-            predicted class is the right one), `exact_match`, `f1`.
+            predicted class is the right one), `exact_match`, `f1`, `rouge_l`.
+        option_scores: (B, O) what decides between the options of a sample or the classes: mean log-probabilities of
+            their tokens, or log-probabilities. -inf where a sample has fewer options than another.
+        answers: generated texts.
     """
 
     loss: LossTerms
     scores: Mapping[str, Tensor] = field(default_factory=dict)
+    option_scores: Tensor | None = None
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

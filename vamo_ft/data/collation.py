@@ -1,6 +1,7 @@
 """Builds batches on the host.
 
-Shapes: B samples, O options, T input columns, K supervised columns, P prompt columns.
+Shapes: B samples, O options (the most that a sample has), R rows, T input columns, K supervised columns, P prompt
+columns.
 
 For a language model rows are padded on the left, so that completions of all rows coincide at the right end, and logits
 are needed only in the K columns whose next token is supervised in some row.
@@ -21,6 +22,7 @@ __all__ = [
     "collate_for_generation",
     "collate_for_language_model",
     "collate_options",
+    "collate_own_options",
     "collate_packed",
 ]
 
@@ -93,6 +95,29 @@ def collate_options(
     inputs, targets = _left_padded(rows, pad_token_id=pad_token_id, position_ids=position_ids)
     counts = [len(example.completion_ids) for example in examples]
     targets |= extra | {"label": labels}
+    return _batch(examples, inputs=inputs, targets=targets, counts=counts, num_tokens=_inputs_of(rows))
+
+
+def collate_own_options(examples: Sequence[Example], *, pad_token_id: int, position_ids: bool) -> Batch:
+    """Prompts, each with the options of its own sample in rows of their own, to score one against another.
+
+    Targets: `positions` (K,), `tokens` (R, K), `label` (B,), the option that is learnt, and for each option of each
+    sample, (B, O), its row as `option_rows`, -1 where a sample has fewer options, and whether it is right as
+    `option_right`. `counts` belongs to the options that are learnt.
+    """
+    labels = _labels(examples)
+    rows = [_followed(example.prompt_ids, option) for example in examples for option in example.options]
+    inputs, targets = _left_padded(rows, pad_token_id=pad_token_id, position_ids=position_ids)
+    option_rows = torch.full((len(examples), max(len(example.options) for example in examples)), -1)
+    right = torch.zeros_like(option_rows, dtype=torch.bool)
+    first = 0
+    for sample, example in enumerate(examples):
+        assert example.label is not None
+        option_rows[sample, : len(example.options)] = torch.arange(first, first + len(example.options))
+        right[sample, list(example.right or [example.label])] = True
+        first += len(example.options)
+    targets |= {"label": labels, "option_rows": option_rows, "option_right": right}
+    counts = [len(example.completion_ids) for example in examples]
     return _batch(examples, inputs=inputs, targets=targets, counts=counts, num_tokens=_inputs_of(rows))
 
 
@@ -173,4 +198,5 @@ def _batch(
         counts=torch.tensor(counts, dtype=torch.float32),
         num_tokens=num_tokens,
         num_supervised=int((targets["tokens"] != IGNORED).sum()) if "tokens" in targets else len(examples),
+        references=tuple(example.references for example in examples),
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 from vamo_ft.config.data import ChatFormat
 from vamo_ft.core.errors import DataError
-from vamo_ft.data.formatting import check_columns, numbered
-from vamo_ft.data.sources import Row, Rows
+from vamo_ft.data.rows import Row, Rows
+from vamo_ft.data.values import check_columns, numbered
 
 __all__ = ["Conversation", "Message", "read_conversations"]
 

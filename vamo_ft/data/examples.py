@@ -28,6 +28,7 @@ class Example:
         label: class number, or that of the right option.
         options: the sample's own texts to score after the prompt; none where the format's serve, or there are none.
         references: right answers as text; none: the completion is the only one.
+        right: the numbers of all right options where several may be; none: `label` is the only one.
         documents: where each of several packed documents ends in the row; none for a single one.
     """
 
@@ -38,6 +39,7 @@ class Example:
     options: tuple[Ids, ...] = ()
     references: tuple[str, ...] = ()
     documents: Ids = ()
+    right: Ids = ()
 
     @property
     def prompt_ids(self) -> Ids:
@@ -68,6 +70,7 @@ class TokenizedData:
         options: tokens of the options of the samples that have their own.
         references: right answers of the samples that name them.
         documents: ends of the packed documents of the samples that consist of several.
+        right: numbers of all right options of the samples that may have several.
         rows: number of the row, counted from 0, that each sample comes from, and each document of a packed one.
         num_truncated: samples that were cut to the maximum length.
         num_skipped: rows of the data set that were left out, since nothing in them is supervised.
@@ -81,6 +84,7 @@ class TokenizedData:
     options: Mapping[int, tuple[Ids, ...]]
     references: Mapping[int, tuple[str, ...]]
     documents: Mapping[int, Ids]
+    right: Mapping[int, Ids]
     rows: "array[int]"
     num_truncated: int
     num_skipped: int
@@ -100,6 +104,7 @@ class TokenizedData:
             self.options.get(index, ()),
             self.references.get(index, ()),
             self.documents.get(index, ()),
+            self.right.get(index, ()),
         )
 
     def length(self, index: int) -> int:
@@ -142,7 +147,8 @@ class TokenizedData:
     def fingerprint(self) -> str:
         """SHA-256 of every token, boundary, supervised run, label, option, reference and packed document."""
         sizes = [len(part) for part in (self.tokens, self.ends, self.spans, self.span_ends)]
-        digest = sha256(f"{sizes} {self.labels} {self.options} {self.references} {self.documents}".encode())
+        own = (self.labels, self.options, self.right, self.references, self.documents)
+        digest = sha256(f"{sizes} {own}".encode())
         for part in (self.tokens, self.ends, self.spans, self.span_ends):
             digest.update(part.tobytes())
         return digest.hexdigest()
@@ -162,6 +168,7 @@ class TokenWriter:
         self._options: dict[int, tuple[Ids, ...]] = {}
         self._references: dict[int, tuple[str, ...]] = {}
         self._documents: dict[int, Ids] = {}
+        self._right: dict[int, Ids] = {}
         self._rows = array("q")
         self._next_row = 0
         self._num_truncated = 0
@@ -186,6 +193,7 @@ class TokenWriter:
         options: tuple[Ids, ...] = (),
         references: tuple[str, ...] = (),
         documents: Ids = (),
+        right: Ids = (),
         rows: Ids | None = None,
         truncated: bool = False,
     ) -> None:
@@ -208,6 +216,8 @@ class TokenWriter:
             self._references[index] = references
         if documents:
             self._documents[index] = documents
+        if right:
+            self._right[index] = right
         rows = (self._next_row,) if rows is None else rows
         self._rows.extend(rows)
         self._next_row = max(self._next_row, max(rows) + 1)
@@ -229,6 +239,7 @@ class TokenWriter:
             self._options,
             self._references,
             self._documents,
+            self._right,
             self._rows,
             self._num_truncated,
             self._num_skipped,
@@ -258,6 +269,7 @@ def concatenated(parts: Sequence[TokenizedData]) -> TokenizedData:
         references={start + index: own for start, part in placed for index, own in part.references.items()},
         rows=array("q", chain.from_iterable(part.rows for part in parts)),
         documents={start + index: own for start, part in placed for index, own in part.documents.items()},
+        right={start + index: own for start, part in placed for index, own in part.right.items()},
         num_truncated=sum(part.num_truncated for part in parts),
         num_skipped=sum(part.num_skipped for part in parts),
     )

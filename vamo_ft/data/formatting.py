@@ -1,18 +1,18 @@
 """Turns rows into prompts and completions, or into documents."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from vamo_ft.config.data import ClassificationFormat, PromptCompletionFormat, TextFormat
+from vamo_ft.config.data import ClassificationFormat, FormatConfig, PromptCompletionFormat, TextFormat
+from vamo_ft.config.tasks import TaskFormat
 from vamo_ft.core.errors import DataError
-from vamo_ft.data.sources import Row, Rows
+from vamo_ft.data.rows import Row, Rows
+from vamo_ft.data.shots import Demonstrations
+from vamo_ft.data.tasks import TASKS
+from vamo_ft.data.values import check_columns, label_key, numbered, shown, text_of, value_of
 
-__all__ = ["TextExample", "check_columns", "format_rows", "numbered", "read_documents"]
-
-_SHOWN = 60
-"""Characters of a value that a message quotes."""
+__all__ = ["TextExample", "format_rows", "option_texts", "read_documents"]
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 
@@ -24,7 +24,8 @@ class TextExample:
     Attributes:
         label: the class number, in the order of `data.format.labels`, or that of the right one of `options`; or None.
         options: the sample's own texts to score after the prompt; none where those of the format serve.
-        references: right answers, where there are several; none: the completion is the only one.
+        right: the numbers of all right options where several may be; none: `label` is the only one.
+        references: right answers, where there may be several; none: the completion is the only one.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class TextExample:
     label: int | None
     options: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,31 @@ class _Template:
 
     def fill(self, row: Row, *, place: str) -> str:
         return "".join(
-            _text(row, piece.name, place=place) if isinstance(piece, _Column) else piece for piece in self.pieces
+            text_of(row, piece.name, place=place) if isinstance(piece, _Column) else piece for piece in self.pieces
         )
 
 
-def format_rows(rows: Rows, config: ClassificationFormat | PromptCompletionFormat) -> Iterator[TextExample]:
+def option_texts(config: FormatConfig) -> dict[str, str]:
+    """Class -> the text that follows the prompt, in the order of the classes, where every row has the same ones."""
+    match config:
+        case ClassificationFormat():
+            return config.labels
+        case TaskFormat():
+            return dict(zip(config.classes, TASKS[config.name].words, strict=True))
+        case _:
+            return {}
+
+
+def format_rows(
+    rows: Rows,
+    config: ClassificationFormat | PromptCompletionFormat | TaskFormat,
+    *,
+    demonstrations: Demonstrations | None = None,
+) -> Iterator[TextExample]:
     """The rows as text, one after another; templates and columns are checked before the first row is formatted.
+
+    Args:
+        demonstrations: solved examples to put in front of a task's prompts.
 
     Raises:
         DataError: a template is malformed or names a column that does not exist; from the iterator: a value is missing
@@ -89,6 +110,9 @@ def format_rows(rows: Rows, config: ClassificationFormat | PromptCompletionForma
             check_columns(rows, prompt.columns, key="data.format.prompt")
             check_columns(rows, completion.columns, key="data.format.completion")
             return _prompt_completion(rows, prompt, completion)
+        case TaskFormat():
+            check_columns(rows, TASKS[config.name].columns, key=f"data.format.name: {config.name}")
+            return _task(rows, config, demonstrations)
 
 
 def read_documents(rows: Rows, config: TextFormat) -> Iterator[str]:
@@ -98,24 +122,18 @@ def read_documents(rows: Rows, config: TextFormat) -> Iterator[str]:
         DataError: there is no such column; from the iterator: a value is missing, null, or not text.
     """
     check_columns(rows, [config.column], key="data.format.column")
-    return (_text(row, config.column, place=place) for place, row in numbered(rows))
-
-
-def check_columns(rows: Rows, columns: Sequence[str], *, key: str) -> None:
-    """Refuses columns that no row has."""
-    for column in columns:
-        if column not in rows.columns:
-            raise DataError(f"{rows.place}: no column '{column}' ({key}); the columns are {', '.join(rows.columns)}")
+    return (text_of(row, config.column, place=place) for place, row in numbered(rows))
 
 
 def _classification(rows: Rows, config: ClassificationFormat, template: _Template) -> Iterator[TextExample]:
-    classes = {_label_key(key): index for index, key in enumerate(config.labels)}
+    classes = {label_key(key): index for index, key in enumerate(config.labels)}
     completions = list(config.labels.values())
     for place, row in numbered(rows):
-        key = _label_key(_value(row, config.label, place=place))
+        key = label_key(value_of(row, config.label, place=place))
         if key not in classes:
-            shown = key if len(key) <= _SHOWN else f"{key[:_SHOWN]}..."
-            raise DataError(f"{place}: label '{shown}' is not among data.format.labels ({', '.join(config.labels)})")
+            raise DataError(
+                f"{place}: label '{shown(key)}' is not among data.format.labels ({', '.join(config.labels)})"
+            )
         yield TextExample(template.fill(row, place=place), completions[classes[key]], classes[key])
 
 
@@ -127,34 +145,14 @@ def _prompt_completion(rows: Rows, prompt: _Template, completion: _Template) -> 
         yield TextExample(prompt.fill(row, place=place), text, None)
 
 
-def numbered(rows: Rows) -> Iterator[tuple[str, Row]]:
-    """Every row with its place, for messages."""
-    for number, row in enumerate(rows.rows, start=1):
-        yield f"{rows.place}: row {number}", row
-
-
-def _value(row: Row, column: str, *, place: str) -> str | bool | int | float:
-    value: Any = row.get(column)
-    if value is None or value != value:  # NaN is how data frames write a missing value
-        raise DataError(f"{place}: column '{column}' is {'null' if column in row else 'missing'}")
-    if not isinstance(value, str | bool | int | float):
-        raise DataError(f"{place}: column '{column}' holds a {type(value).__name__}; use text, a number, true or false")
-    return value
-
-
-def _text(row: Row, column: str, *, place: str) -> str:
-    value = _value(row, column, place=place)
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
-        raise DataError(f"{place}: column '{column}' is not valid Unicode at character {error.start + 1}") from error
-    return text
-
-
-def _label_key(value: str | bool | int | float) -> str:
-    """How a label is compared: `true` for a boolean in any spelling, `1` for 1.0."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    text = str(value)
-    return text.lower() if text in ("True", "False") else text
+def _task(rows: Rows, config: TaskFormat, demonstrations: Demonstrations | None) -> Iterator[TextExample]:
+    task = TASKS[config.name]
+    for place, row in numbered(rows):
+        sample = task.build(row, place)
+        prompt = sample.prompt if demonstrations is None else demonstrations.before(sample)
+        if not sample.options:
+            yield TextExample(prompt, sample.completion, None, references=sample.references)
+        elif task.words:
+            yield TextExample(prompt, sample.completion, sample.right[0])
+        else:
+            yield TextExample(prompt, sample.completion, sample.right[0], options=sample.options, right=sample.right)

@@ -22,16 +22,22 @@ class Rows:
         place: what the user called it, for messages.
         columns: every column that occurs.
         rows: the rows in order; a row may lack a column.
+        numbers: which rows of the data set they are, counted from 0; None: all from the first one on.
         identity: what the datasets library calls this content; None where it has not read it.
     """
 
     place: str
     columns: tuple[str, ...]
     rows: Sequence[Row]
+    numbers: Sequence[int] | None = None
     identity: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def place_of(self, row: int) -> str:
+        """Where a row, counted from 0, stands in the data set, for messages."""
+        return f"{self.place}: row {(row if self.numbers is None else self.numbers[row]) + 1}"
 
     def content_hash(self, stop_requested: Callable[[], bool]) -> str:
         """SHA-256 of every value with its type, or of the library's name for the content, which costs no reading.

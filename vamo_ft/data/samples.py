@@ -1,50 +1,18 @@
 """The samples of a run: what training draws from, and what evaluation goes through."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal, TypeVar
 
-import torch
-
-from vamo_ft.config.data import ChatFormat, ClassificationFormat, DataConfig, DataSetConfig, TextFormat
-from vamo_ft.config.objective import MetricObjectiveConfig
-from vamo_ft.core.errors import DataError
 from vamo_ft.core.types import Batch
-from vamo_ft.data.cache import TokenCache
-from vamo_ft.data.chat import tokenize_conversations
-from vamo_ft.data.collation import (
-    collate_for_classifier,
-    collate_for_generation,
-    collate_for_language_model,
-    collate_options,
-    collate_packed,
-)
-from vamo_ft.data.conversations import read_conversations
-from vamo_ft.data.examples import Example, TokenizedData, concatenated
-from vamo_ft.data.formatting import format_rows, read_documents
+from vamo_ft.data.examples import Example, TokenizedData
 from vamo_ft.data.mixture import MixedOrder, Mixture, Origin
 from vamo_ft.data.order import SampleOrder
-from vamo_ft.data.packing import pack
 from vamo_ft.data.parts import Part, part_indices
-from vamo_ft.data.rows import Rows
-from vamo_ft.data.sources import load_rows
-from vamo_ft.data.stopping import until_stopped
-from vamo_ft.data.text import tokenize_documents
-from vamo_ft.data.tokenization import (
-    tokenize_for_classifier,
-    tokenize_for_language_model,
-    tokenize_options,
-)
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+__all__ = ["EvaluationSamples", "Layout", "TrainingSamples"]
 
-__all__ = ["EvaluationSamples", "Task", "TrainingSamples", "load_evaluation", "load_samples"]
-
-Task = Literal["causal_lm", "sequence_classification"]
-T = TypeVar("T")
 Collate = Callable[[Sequence[Example]], Batch]
 
 
@@ -55,13 +23,13 @@ class Layout:
     Attributes:
         collate: makes a batch of samples.
         length: tokens of the longest row of the sample at an index, generated ones included.
-        rows_per_sample: rows of one sample.
+        num_rows: rows of the sample at an index.
         scored_by: what decides the scores beside the data: tokens of each class, or the longest answer.
     """
 
     collate: Collate
     length: Callable[[TokenizedData, int], int] = TokenizedData.input_length
-    rows_per_sample: int = 1
+    num_rows: Callable[[TokenizedData, int], int] = lambda data, index: 1
     scored_by: tuple[object, ...] = ()
 
     def longest(self, data: TokenizedData) -> int:
@@ -72,13 +40,14 @@ class Layout:
         """`indices` by falling length, ties in their order: trouble with memory shows in the first group."""
         lengths = [self.length(data, index) for index in indices]
         groups: list[list[int]] = []
-        room = 0  # samples that still fit the open group
+        room = 0  # rows that still fit the open group
         for place in sorted(range(len(indices)), key=lambda place: -lengths[place]):
-            if room == 0:
+            rows = self.num_rows(data, indices[place])
+            if room < rows:
                 groups.append([])
-                room = max(1, token_budget // (lengths[place] * self.rows_per_sample))
+                room = max(rows, token_budget // lengths[place])
             groups[-1].append(indices[place])
-            room -= 1
+            room -= rows
         return [tuple(group) for group in groups]
 
 
@@ -205,198 +174,3 @@ class EvaluationSamples:
     def groups(self, *, token_budget: int) -> list[tuple[int, ...]]:
         """The samples of each batch, so that their number is known beforehand."""
         return self._layout.groups(self.data, self.indices, token_budget=token_budget)
-
-
-def load_samples(
-    config: DataConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    task: Task,
-    batch_size: int,
-    seed: int,
-    position_ids: bool,
-    offline: bool,
-    metric: MetricObjectiveConfig | None = None,
-    answer_tokens: int | None = None,
-    cache: TokenCache | None = None,
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> tuple[TrainingSamples, EvaluationSamples | None]:
-    """Reads, formats and tokenizes the data of a run. Only training samples are packed: the mean loss is the same.
-
-    Args:
-        position_ids: whether the model's forward pass takes `position_ids`.
-        offline: make no network call.
-        metric: trained on in place of a loss: training batches then hold what it scores, and every sample weighs 1.
-        answer_tokens: of an evaluation that generates answers, the longest.
-        cache: of tokens; None makes them anew.
-        stop_requested: asked at every sample.
-
-    Raises:
-        DataError: the data is not what the configuration says.
-        StopRequested: between two samples.
-    """
-    parts = [
-        _tokenize(config, each, tokenizer, task=task, offline=offline, cache=cache, stop_requested=stop_requested)
-        for each in config.training_sets
-    ]
-    if config.packing:
-        parts = [pack(part, max_length=config.max_length) for part in parts]
-        layout = Layout(partial(collate_packed, pad_token_id=_pad_token_id(tokenizer)))
-    elif metric is None:
-        layout = _loss_layout(tokenizer, task=task, position_ids=position_ids)
-    else:
-        layout = _equally_weighted(
-            _score_layout(config, tokenizer, task=task, answer_tokens=metric.answer_tokens, position_ids=position_ids)
-        )
-    mixture = Mixture(tuple(map(len, parts)), config.weights)
-    training = TrainingSamples(concatenated(parts), layout=layout, batch_size=batch_size, seed=seed, mixture=mixture)
-    if config.evaluation is None:
-        return training, None
-    evaluation = load_evaluation(
-        config,
-        config.evaluation,
-        tokenizer,
-        task=task,
-        position_ids=position_ids,
-        offline=offline,
-        answer_tokens=answer_tokens,
-        cache=cache,
-        stop_requested=stop_requested,
-    )
-    return training, evaluation
-
-
-def load_evaluation(
-    config: DataConfig,
-    data_set: DataSetConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    task: Task,
-    position_ids: bool,
-    offline: bool,
-    answer_tokens: int | None = None,
-    cache: TokenCache | None = None,
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> EvaluationSamples:
-    """Reads, formats and tokenizes `data_set` for evaluation, by the format and length of `config`.
-
-    Args:
-        answer_tokens: of generated answers, the longest; None generates none.
-        cache: of tokens; None makes them anew.
-        stop_requested: asked at every sample.
-
-    Raises:
-        DataError: the data is not what the configuration says.
-        StopRequested: between two samples.
-    """
-    data = _tokenize(
-        config, data_set, tokenizer, task=task, offline=offline, cache=cache, stop_requested=stop_requested
-    )
-    config = config.of(data_set)
-    layout = _score_layout(config, tokenizer, task=task, answer_tokens=answer_tokens, position_ids=position_ids)
-    return EvaluationSamples(data, layout=layout)
-
-
-def _tokenize(
-    config: DataConfig,
-    data_set: DataSetConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    task: Task,
-    offline: bool,
-    cache: TokenCache | None,
-    stop_requested: Callable[[], bool],
-) -> TokenizedData:
-    rows = load_rows(data_set, offline=offline, stop_requested=stop_requested)
-    config = config.of(data_set)
-    tokenize = partial(_tokenize_rows, config, rows, tokenizer, task=task, stop_requested=stop_requested)
-    if cache is None:
-        return tokenize()
-    made_of = {
-        "rows": rows.content_hash(stop_requested),
-        "data_set": data_set.model_dump(mode="json", exclude={"path", "weight"}),
-        "settings": config.model_dump(mode="json", exclude={"train", "evaluation"}),
-        "task": task,
-    }
-    return cache.data(made_of, tokenize)
-
-
-def _tokenize_rows(
-    config: DataConfig,
-    rows: Rows,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    task: Task,
-    stop_requested: Callable[[], bool],
-) -> TokenizedData:
-    if isinstance(config.format, ChatFormat):
-        conversations = until_stopped(read_conversations(rows, config.format), stop_requested)
-        return tokenize_conversations(conversations, tokenizer, max_length=config.max_length, place=rows.place)
-    if isinstance(config.format, TextFormat):
-        documents = until_stopped(read_documents(rows, config.format), stop_requested)
-        return tokenize_documents(
-            documents, tokenizer, max_length=config.max_length, split=config.packing, place=rows.place
-        )
-    examples = until_stopped(format_rows(rows, config.format), stop_requested)
-    if task == "sequence_classification":
-        return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
-    options = None
-    if isinstance(config.format, ClassificationFormat):
-        options = tokenize_options(config.format.labels, tokenizer)
-    return tokenize_for_language_model(
-        examples, tokenizer, max_length=config.max_length, options=options, place=rows.place
-    )
-
-
-def _loss_layout(tokenizer: "PreTrainedTokenizerBase", *, task: Task, position_ids: bool) -> Layout:
-    pad = _pad_token_id(tokenizer)
-    if task == "sequence_classification":
-        types = "token_type_ids" in tokenizer.model_input_names
-        return Layout(partial(collate_for_classifier, pad_token_id=pad, token_type_ids=types))
-    return Layout(partial(collate_for_language_model, pad_token_id=pad, position_ids=position_ids))
-
-
-def _score_layout(
-    config: DataConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    task: Task,
-    answer_tokens: int | None,
-    position_ids: bool,
-) -> Layout:
-    """Of batches for `Objective.evaluate`."""
-    if task == "causal_lm" and isinstance(config.format, ClassificationFormat):
-        options = tokenize_options(config.format.labels, tokenizer)
-        longest = max(len(option) for option in options)
-        return Layout(
-            partial(collate_options, options=options, pad_token_id=_pad_token_id(tokenizer), position_ids=position_ids),
-            length=lambda data, index: data.prompt_length(index) + longest - 1,
-            rows_per_sample=len(options) if longest > 1 else 1,
-            scored_by=options,
-        )
-    if answer_tokens is not None:
-        return Layout(
-            partial(collate_for_generation, pad_token_id=_pad_token_id(tokenizer), position_ids=position_ids),
-            length=lambda data, index: max(
-                data.input_length(index),
-                data.prompt_length(index) + answer_tokens - 1,  # the last one is not read
-            ),
-            scored_by=("answers", answer_tokens),
-        )
-    return _loss_layout(tokenizer, task=task, position_ids=position_ids)
-
-
-def _equally_weighted(layout: Layout) -> Layout:
-    """Every sample weighs 1 in the mean loss, whatever it holds."""
-
-    def collate(examples: Sequence[Example]) -> Batch:
-        batch = layout.collate(examples)
-        return replace(batch, counts=torch.ones_like(batch.counts))
-
-    return replace(layout, collate=collate)
-
-
-def _pad_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    if tokenizer.pad_token_id is None:
-        raise DataError("the tokenizer has no padding token; name one as pad_token in its tokenizer_config.json")
-    return int(tokenizer.pad_token_id)

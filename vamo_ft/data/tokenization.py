@@ -95,6 +95,7 @@ def tokenize_for_language_model(
                 label=text.label,
                 options=own,
                 references=text.references,
+                right=text.right,
                 truncated=truncated,
             )
     return writer.finish()

@@ -12,7 +12,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from vamo_ft.models.export import quietly
 
-__all__ = ["greedy_decoder", "text_decoder"]
+__all__ = ["Decode", "greedy_decoder", "text_decoder"]
+
+Decode = Callable[[Sequence[Sequence[int]]], list[str]]
+"""Rows of tokens -> their texts."""
 
 
 def greedy_decoder(
@@ -44,11 +47,11 @@ def greedy_decoder(
     return generate
 
 
-def text_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Sequence[int]]], list[str]]:
-    """A function of rows of tokens that gives their texts, without special tokens."""
+def text_decoder(tokenizer: PreTrainedTokenizerBase, *, special_tokens: bool = False) -> Decode:
+    """A function of rows of tokens that gives their texts, with or without special tokens."""
 
     def decode(rows: Sequence[Sequence[int]]) -> list[str]:
-        texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=not special_tokens)
         return texts
 
     return decode

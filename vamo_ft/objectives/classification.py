@@ -1,6 +1,6 @@
 """Classification: by label words after a prompt, or by a classifier head.
 
-Shapes: B samples, O options (classes), K kept positions, V vocabulary.
+Shapes: B samples, O options (classes), R rows, K kept positions, V vocabulary.
 """
 
 import torch
@@ -17,7 +17,9 @@ class VerbaliserClassification:
     """Trains on the label word as text; classifies by the option of the highest mean token log-probability.
 
     Evaluation batches hold either prompts alone with the options' single tokens (`option_tokens`, (O,)), so that one
-    forward pass scores all options, or B * O rows, every option of a sample after its prompt.
+    forward pass scores all options, or every option of a sample after its prompt in a row of its own: B * O rows, or,
+    where samples have options of their own, R rows that `option_rows` (B, O) tells (-1: no such option). `option_right`
+    (B, O) then says which options are right; otherwise it is the label alone.
     """
 
     def __init__(self, language_model: CausalLM) -> None:
@@ -33,18 +35,21 @@ class VerbaliserClassification:
         return self._language_model.terms(batch)
 
     def evaluate(self, batch: Batch) -> EvaluationTerms:
-        """The causal loss of the right label, and whether it scores highest."""
+        """The causal loss of the option that is learnt, and whether a right one scores highest."""
         label = batch.targets["label"]  # (B,)
+        rows = batch.targets.get("option_rows")  # (B, O) or None
         if "option_tokens" in batch.targets:
             log_probs = self._language_model.logits(batch)[:, 0].log_softmax(-1)  # (B, V)
             sums = scores = log_probs[:, batch.targets["option_tokens"]]  # (B, O)
         else:
-            token_log_probs = self._language_model.token_log_probs(batch)  # (B * O, K)
-            lengths = (batch.targets["tokens"] != -100).sum(1)
-            sums = token_log_probs.sum(1).view(len(label), -1)
-            scores = sums / lengths.view_as(sums)
+            row_sums = self._language_model.token_log_probs(batch).sum(1)  # (R,)
+            row_means = row_sums / (batch.targets["tokens"] != -100).sum(1)
+            if rows is None:
+                rows = torch.arange(len(row_sums), device=label.device).view(len(label), -1)
+            sums, scores = row_sums[rows], row_means[rows].masked_fill(rows < 0, -torch.inf)  # (B, O)
         total = -sums.gather(1, label.unsqueeze(1)).squeeze(1)
-        return EvaluationTerms(LossTerms(total, batch.counts), _accuracy(scores, label))
+        accuracy = _accuracy(scores, label, right=batch.targets.get("option_right"))
+        return EvaluationTerms(LossTerms(total, batch.counts), accuracy, option_scores=scores)
 
 
 class SequenceClassification:
@@ -65,7 +70,8 @@ class SequenceClassification:
     def evaluate(self, batch: Batch) -> EvaluationTerms:
         """The loss, and whether the largest logit is the right one."""
         logits = self._logits(batch)
-        return EvaluationTerms(self._terms(logits, batch), _accuracy(logits, batch.targets["label"]))
+        accuracy = _accuracy(logits, batch.targets["label"])
+        return EvaluationTerms(self._terms(logits, batch), accuracy, option_scores=logits.log_softmax(-1))
 
     def _logits(self, batch: Batch) -> Tensor:
         logits: Tensor = self._model(**batch.inputs).logits  # (B, O)
@@ -76,7 +82,12 @@ class SequenceClassification:
         return LossTerms(cross_entropy(logits, batch.targets["label"], reduction="none"), batch.counts)
 
 
-def _accuracy(scores: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Whether the class of the highest score, (B, O), is the right one; NaN where a score is, which is no answer."""
-    right = (scores.argmax(1) == label).float()
-    return {"accuracy": torch.where(scores.isnan().any(1), torch.nan, right)}
+def _accuracy(scores: Tensor, label: Tensor, *, right: Tensor | None = None) -> dict[str, Tensor]:
+    """Whether the class of the highest score, (B, O), is a right one; NaN where a score is, which is no answer.
+
+    Args:
+        right: (B, O) the right ones; None: the label alone.
+    """
+    chosen = scores.argmax(1)  # (B,)
+    hit = chosen == label if right is None else right.gather(1, chosen.unsqueeze(1)).squeeze(1)
+    return {"accuracy": torch.where(scores.isnan().any(1), torch.nan, hit.float())}

@@ -210,7 +210,7 @@ class Comparison:
             weights=weights,
             progress=self.surroundings.progress,
             stop_requested=self.surroundings.stop_requested,
-            observe=lambda batch, terms: seen.append((batch, terms)),
+            observers=[lambda batch, terms: seen.append((batch, terms))],
         )
         scores = SampleScores.of(seen)
         write_json(directory.root / _SCORES, scores.plain())

@@ -155,7 +155,7 @@ class Evaluator(Callback):
             return
         began = time.perf_counter()
         result = self._run()
-        values = {"loss": result.loss, **result.scores}
+        values = {"loss": result.loss, "perplexity": result.perplexity, **result.scores}
         shown = {name: values[name] for name in self._metrics}
         line: dict[str, Any] = {"step": step, **{f"eval.{name}": value for name, value in shown.items()}}
         self._writer.write({**line, "eval.samples": result.num_samples, "eval.seconds": time.perf_counter() - began})

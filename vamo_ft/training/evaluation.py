@@ -1,6 +1,7 @@
 """Loss and scores over held-out samples."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,10 @@ from vamo_ft.core.memory import largest_of, memory_explained
 from vamo_ft.core.protocols import Objective, Progress, Runtime
 from vamo_ft.core.types import Batch, EvaluationTerms
 
-__all__ = ["EvaluationResult", "EvaluationSource", "evaluate"]
+__all__ = ["EvaluationResult", "EvaluationSource", "Observer", "evaluate"]
+
+Observer = Callable[[Batch, EvaluationTerms], None]
+"""Is shown every batch and what was learnt of it."""
 
 
 class EvaluationSource(Protocol):
@@ -41,6 +45,14 @@ class EvaluationResult:
     scores: Mapping[str, float]
     num_samples: int
 
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`, which has its meaning where the loss is per token of free text; infinite from e^710 on."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
 
 @torch.no_grad()
 def evaluate(
@@ -51,12 +63,12 @@ def evaluate(
     token_budget: int,
     progress: Progress,
     stop_requested: Callable[[], bool],
-    observe: Callable[[Batch, EvaluationTerms], None] = lambda batch, terms: None,
+    observers: Sequence[Observer] = (),
 ) -> EvaluationResult:
     """One pass over `source` with dropout off.
 
     Args:
-        observe: is shown every batch with its samples' losses and scores.
+        observers: are shown every batch, on the host, with its terms.
 
     Raises:
         StopRequested: between two batches.
@@ -71,11 +83,12 @@ def evaluate(
                 raise StopRequested("stopped in an evaluation")
             with _memory_of(batch), runtime.autocast():
                 terms = objective.evaluate(batch.to(runtime.device))
-            observe(batch, terms)
             loss += terms.loss.total.double().sum()
             weight += terms.loss.count.double().sum()
             for name, score in terms.scores.items():
                 scores[name] = scores.get(name, 0) + score.double().sum()
+            for observe in observers:
+                observe(batch, terms)
             task.advance(len(batch))
     means = {name: score.item() / source.num_samples for name, score in scores.items()}
     return EvaluationResult(loss.item() / weight.item(), means, source.num_samples)
