@@ -15,7 +15,7 @@ import pytest
 from tests.workspace import LORA, MEZO, VAMO, Workspace, merged
 from vamo_ft.assemble import run as assembly
 from vamo_ft.core.types import Batch, LossTerms
-from vamo_ft.data import samples, sources
+from vamo_ft.data import loading, sources
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.training import signals
 from vamo_ft.training.checkpoint import newest_checkpoint
@@ -193,7 +193,7 @@ def test_a_stop_while_a_file_is_read(
 def test_a_stop_while_data_is_prepared_has_nothing_to_save(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    formatted = samples.format_rows
+    formatted = loading.format_rows
     seen = 0
 
     def counted(*arguments: Any) -> Any:
@@ -206,7 +206,7 @@ def test_a_stop_while_data_is_prepared_has_nothing_to_save(
 
     workspace.configure()
     with monkeypatch.context() as patch:
-        patch.setattr(samples, "format_rows", counted)
+        patch.setattr(loading, "format_rows", counted)
         assert workspace.train() == 75
     assert seen == 5
     error = capsys.readouterr().err

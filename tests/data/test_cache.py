@@ -53,16 +53,16 @@ def test_what_comes_back_is_what_was_kept(tmp_path: Path, build: Callable[[], To
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was tokenized."""
-    from vamo_ft.data import samples
+    from vamo_ft.data import loading
 
     found: list[str] = []
-    original = samples._tokenize_rows
+    original = loading._tokenize_rows
 
     def noted(config: DataConfig, rows: Any, *args: Any, **keys: Any) -> TokenizedData:
         found.append(Path(rows.place).name)
         return original(config, rows, *args, **keys)
 
-    monkeypatch.setattr(samples, "_tokenize_rows", noted)
+    monkeypatch.setattr(loading, "_tokenize_rows", noted)
     return found
 
 

@@ -175,7 +175,7 @@ def test_long_rows_are_tokenized_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch
         return [[1] for _ in texts]
 
     monkeypatch.setattr(tokenization, "_CHUNK_CHARACTERS", 100)
-    monkeypatch.setattr(tokenization, "_encode", encode)
+    monkeypatch.setattr(tokenization, "encode", encode)
     data = tokenize_for_classifier(texts(), byte_tokenizer(), max_length=99, place="x")
     assert len(data) == 7
     assert sorted(set(encoded)) == [0, 3, 6, 7]
