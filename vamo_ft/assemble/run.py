@@ -1,6 +1,7 @@
 """Turns a configuration into a run, ready to start or to go on."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,17 @@ from vamo_ft.assemble.objective import build_loss, build_objective
 from vamo_ft.assemble.restore import remove_seed_log, restore
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
-from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
+from vamo_ft.assemble.surroundings import (
+    RunSurroundings,
+    checkpoint_may_be_due,
+    due,
+    run_length,
+    training_line_due,
+)
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.method import SvrgConfig
+from vamo_ft.config.monitoring import EvaluationConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, UsageError
@@ -32,6 +40,7 @@ from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.optim.schedules import learning_rate_at
+from vamo_ft.training.best import Ranking
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
@@ -65,9 +74,16 @@ class Run:
         device = self.parameters.device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-    def save_model(self, directory: Path, *, title: str, facts: Mapping[str, str]) -> None:
-        """Writes model, tokenizer and model card in a form that loads without this program."""
-        save_model(self.loaded.model, self.loaded.tokenizer, directory)
+    def save_model(self, directory: Path, *, title: str, facts: Mapping[str, str], saved: Path | None = None) -> None:
+        """Writes model, tokenizer and model card in a form that loads without this program.
+
+        Args:
+            saved: a folder with the model of another step, whose files are taken; None: the run's model as it is.
+        """
+        if saved is None:
+            save_model(self.loaded.model, self.loaded.tokenizer, directory)
+        else:
+            shutil.copytree(saved, directory)
         write_model_card(directory, title=title, facts=facts)
 
 
@@ -163,7 +179,7 @@ def build_run(
     state.micro_batch_size = micro_batch if config.training.micro_batch_size == "auto" else None
     metrics = MetricsLogger(
         surroundings.writer,
-        due=due(config.logging.every, source),
+        due=training_line_due(config, source),
         num_steps=num_steps,
         ledger=parts.ledger,
         samples_per_epoch=source.num_samples,
@@ -171,6 +187,9 @@ def build_run(
     evaluator = (
         None if held_out is None else _build_evaluator(config, objective, held_out, runtime, surroundings, source)
     )
+    is_best, ends_early = _never, _never
+    if evaluator is not None:
+        is_best, ends_early = evaluator.is_best, evaluator.gives_up
     owners: dict[str, Stateful] = {"estimator": estimator, "update_rule": update_rule, "metrics": metrics}
     if isinstance(directions, SparseDirections):
         owners["directions"] = directions
@@ -184,6 +203,7 @@ def build_run(
         path=surroundings.seed_log,
         due=due(config.logging.every, source),
         num_steps=num_steps,
+        ends_early=ends_early,
         base=loaded.model if checkpoint is None else None,
     )
     if seed_logger is not None:
@@ -214,6 +234,7 @@ def build_run(
                 },
                 keep=config.checkpoint.keep,
                 model_bytes=model_bytes,
+                best_step=None if evaluator is None or evaluator.best is None else evaluator.best["step"],
             )
 
     checkpoint_due = due(config.checkpoint.every, source)
@@ -223,17 +244,18 @@ def build_run(
         owners,
         parameters,
         model_bytes=model_bytes,
-        due=checkpoint_due,
+        due=checkpoint_may_be_due(config, source),
         step=state.step,
         num_steps=num_steps,
     )
     checkpointer = Checkpointer(
         save,
-        due=checkpoint_due,
+        due=lambda step: checkpoint_due(step) or is_best(step),
         num_steps=num_steps,
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
         at_start=config.training.on_divergence == "rollback",
         tolerant=config.checkpoint.on_error == "continue",
+        ends_early=ends_early,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
     if seed_logger is not None:
@@ -249,6 +271,7 @@ def build_run(
         progress=surroundings.progress,
         stop_requested=surroundings.stop_requested,
         state=state,
+        ends_early=ends_early,
     )
     return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator)
 
@@ -359,4 +382,19 @@ def _build_evaluator(
         identity=held_out.fingerprint,
         due=due(config.evaluation.every, source),
         num_steps=run_length(config, source),
+        ranking=_ranking(config.evaluation),
     )
+
+
+def _ranking(evaluation: EvaluationConfig) -> Ranking | None:
+    if evaluation.ranked_by is None:
+        return None
+    return Ranking(
+        evaluation.ranked_by,
+        patience=evaluation.early_stopping_patience,
+        threshold=evaluation.early_stopping_threshold,
+    )
+
+
+def _never(step: int) -> bool:
+    return False

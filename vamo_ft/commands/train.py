@@ -2,10 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os.path import exists
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +19,7 @@ from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
+from vamo_ft.training.best import best_model, lower_is_better
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from vamo_ft.training.disk import full_disk_explained
 from vamo_ft.training.ledger import peak_memory_bytes
@@ -76,13 +78,15 @@ def _train_or_resume(
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
         console = Console(stderr=True)
-        with logging_to(console, file=directory.log), signals, _status_of(directory, signals):
+        with logging_to(console, file=directory.log), signals, _status_of(directory, signals) as outcome:
             if taken_over is not None:
                 _log.warning("%s: taken over from %s", directory.root, taken_over)
             for warning in config_warnings(config):
                 _log.warning("%s", warning)
             checkpoint = _starting_point(directory, resume)
-            _train(config, directory, checkpoint, console=console, signals=signals, allow_changes=allow_changes)
+            outcome |= _train(
+                config, directory, checkpoint, console=console, signals=signals, allow_changes=allow_changes
+            )
 
 
 @contextmanager
@@ -108,7 +112,8 @@ def _train(
     console: Console,
     signals: StopSignals,
     allow_changes: bool,
-) -> None:
+) -> dict[str, Any]:
+    """Trains, saves the model and prints the summary; returns what status.json says of a finished run."""
     with MetricsWriter(directory.metrics) as writer:
         if checkpoint is None:
             writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
@@ -135,9 +140,17 @@ def _train(
             )
 
         run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce, allow_changes=allow_changes)
+    step = run.trainer.state.step
+    if early := run.evaluator is not None and run.evaluator.gives_up(step):
+        _log.info(
+            "stopped early at step %d: no improvement in %d evaluations (evaluation.early_stopping_patience)",
+            step,
+            config.evaluation.early_stopping_patience,
+        )
     with memory_errors_explained("saving the final model"):
-        _save_final_model(run, config, directory)
-    _print_summary(run, directory)
+        saved = _save_final_model(run, config, directory)
+    _print_summary(run, directory, saved=saved)
+    return {"step": step, "stopped_early": early, "model_step": saved["step"]}
 
 
 def _with_new_name(config: RunConfig) -> RunConfig:
@@ -176,8 +189,13 @@ def _starting_point(directory: RunDirectory, resume: str) -> Checkpoint | None:
 
 
 @contextmanager
-def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
-    """Keeps status.json true, whatever happens in the block, and says what to do next."""
+def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[dict[str, Any]]:
+    """Keeps status.json true, whatever happens in the block, and says what to do next.
+
+    Yields:
+        What status.json says besides once the block is done; to be filled.
+    """
+    outcome: dict[str, Any] = {}
     directory.write_status("running")
     try:
         with (
@@ -185,7 +203,7 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
             _write_errors_explained(directory),
             full_disk_explained(directory.root),
         ):
-            yield
+            yield outcome
     except StopRequested as error:
         directory.write_status("stopped", exit_code=error.exit_code, facts={"cause": signals.cause})
         cause = "the time limit (training.max_seconds)" if signals.cause == "time limit" else signals.cause
@@ -201,25 +219,36 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
         directory.write_status("failed", exit_code=1, facts={"message": masked(f"{type(error).__name__}: {error}")})
         raise
     else:
-        directory.write_status("finished", exit_code=0)
+        directory.write_status("finished", exit_code=0, facts=outcome)
 
 
-def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> None:
-    """Writes the model aside and puts it in place of an older one."""
+def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Mapping[str, Any]:
+    """Writes the model aside and puts it in place of an older one: that of the last step, or of the best evaluation.
+
+    Returns:
+        The step that it is of, and what was measured there.
+    """
+    step, evaluator, folder = run.trainer.state.step, run.evaluator, None
+    saved: Mapping[str, Any] = {"step": step} if evaluator is None else evaluator.history[-1]
+    if evaluator is not None and evaluator.ranking is not None and config.evaluation.load_best_model_at_end:
+        best = best_model(evaluator.ranking, evaluator.history, checkpoints=directory.checkpoints, step=step)
+        if best is not None:
+            saved, folder = best
+            _log.info("the final model is that of step %d, the best %s", saved["step"], evaluator.ranking.metric)
     aside = directory.model.with_name(".model.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     facts = {"base model": config.model.path, "training data": config.data.train.path, "method": config.method.name}
-    if run.evaluator is not None:
-        facts |= {name: f"{value:.4f}" for name, value in run.evaluator.history[-1].items() if name != "step"}
+    facts |= {name: f"{value:.4f}" for name, value in saved.items() if name != "step"}
     try:
-        run.save_model(aside, title=config.run.name, facts=facts)
+        run.save_model(aside, title=config.run.name, facts=facts, saved=folder)
         shutil.rmtree(directory.model, ignore_errors=True)
         aside.rename(directory.model)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    return saved
 
 
-def _print_summary(run: Run, directory: RunDirectory) -> None:
+def _print_summary(run: Run, directory: RunDirectory, *, saved: Mapping[str, Any]) -> None:
     """Before and after, the best step, the cost, and the next command."""
     state = run.trainer.state
     console = Console()
@@ -227,7 +256,7 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
         history = run.evaluator.history
         table = Table("evaluation", "before", "after", "best", "at step", title=escape(str(directory.root)))
         for name in (key for key in history[-1] if key != "step"):
-            better = min if name == "eval.loss" else max
+            better = min if lower_is_better(name.removeprefix("eval.")) else max
             best = better(history, key=lambda line: line[name])
             figures = [f"{line[name]:.4f}" for line in (history[0], history[-1], best)]
             table.add_row(name.removeprefix("eval."), *figures, str(best["step"]))
@@ -236,6 +265,7 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
         f"{state.step} steps in {state.seconds:.0f} s; {state.work.forward_samples} forward and "
         f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB"
     )
-    console.print(f"model: {directory.model}", soft_wrap=True, markup=False)
+    of_step = "" if saved["step"] == state.step else f" (of step {saved['step']}, the best evaluation)"
+    console.print(f"model: {directory.model}{of_step}", soft_wrap=True, markup=False)
     if run.evaluator is not None:
         console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True, markup=False)

@@ -20,6 +20,27 @@ class EvaluationConfig(Section):
         "answers (prompt_completion)",
     )
     max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
+    metric_for_best_model: str | None = Field(
+        None,
+        description="one of metrics: the checkpoint of the best evaluation is written and kept beside the newest ones. "
+        "Of a loss the lowest is the best, of others the highest; null: loss, where one of the next keys needs it",
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="make the model of the best evaluation the final one, in place of the last step's"
+    )
+    early_stopping_patience: int | None = Field(
+        None, gt=0, description="end the run after so many evaluations in a row without an improvement; null: never"
+    )
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="what an improvement has to exceed to count, in the metric's unit"
+    )
+
+    @property
+    def ranked_by(self) -> str | None:
+        """The metric that tells the best evaluation; None where nobody asks for it."""
+        if self.load_best_model_at_end or self.early_stopping_patience is not None:
+            return self.metric_for_best_model or "loss"
+        return self.metric_for_best_model
 
     @property
     def answer_tokens(self) -> int | None:
@@ -30,6 +51,21 @@ class EvaluationConfig(Section):
     def _only_answers_have_a_length(self) -> "EvaluationConfig":
         if self.answer_tokens is None and self.max_new_tokens != type(self).model_fields["max_new_tokens"].default:
             raise ValueError("max_new_tokens: nothing is generated; add exact_match or f1 to metrics, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_is_measured(self) -> "EvaluationConfig":
+        if self.early_stopping_patience is None and self.early_stopping_threshold != 0:
+            raise ValueError("early_stopping_threshold: needs early_stopping_patience; add it, or leave this out")
+        if self.ranked_by is None:
+            return self
+        if self.ranked_by not in self.metrics:
+            raise ValueError(
+                f"metric_for_best_model: {self.ranked_by} is not measured; add it to metrics, or write "
+                f"{' or '.join(self.metrics)}"
+            )
+        if self.every is None:
+            raise ValueError("every: null evaluates the last step alone, and there is no best one; write a period")
         return self
 
 

@@ -253,6 +253,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _there_is_data_to_find_the_best_model_on(self) -> "RunConfig":
+        if self.evaluation.ranked_by is not None and self.data.evaluation is None:
+            raise ValueError(
+                "data.evaluation: required to find the best model; name held-out data, or leave "
+                "evaluation.metric_for_best_model, load_best_model_at_end and early_stopping_patience out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _metric_objective_can_be_trained(self) -> "RunConfig":
         if not isinstance(self.objective, MetricObjectiveConfig):
             return self

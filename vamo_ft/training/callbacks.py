@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vamo_ft.core.errors import SaveError
 from vamo_ft.core.protocols import StateDict
+from vamo_ft.training.best import Ranking
 from vamo_ft.training.evaluation import EvaluationResult
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.sinks import MetricsWriter
@@ -106,6 +107,7 @@ class Evaluator(Callback):
     Args:
         metrics: what of a result is written, `loss` or the name of a score.
         identity: fingerprint of the held-out samples and of how they are scored.
+        ranking: which evaluation is the best and when the run ends for want of a better one; None: neither is asked.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Evaluator(Callback):
         identity: str,
         due: Due,
         num_steps: int,
+        ranking: Ranking | None = None,
     ) -> None:
         self._run = run
         self._writer = writer
@@ -124,6 +127,7 @@ class Evaluator(Callback):
         self._identity = identity
         self._due = due
         self._num_steps = num_steps
+        self.ranking = ranking
         self._evaluated: int | None = None
         self.history: list[dict[str, Any]] = []
 
@@ -141,6 +145,19 @@ class Evaluator(Callback):
         _log.info("evaluation at step %d  %s", step, "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
         self.history.append(line)
         self._evaluated = step
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The best evaluation so far, where they are ranked."""
+        return None if self.ranking is None else self.ranking.best(self.history)
+
+    def is_best(self, step: int) -> bool:
+        """Whether the best evaluation so far is that of `step`."""
+        return self.best is not None and self.best["step"] == step
+
+    def gives_up(self, step: int) -> bool:
+        """Whether the run ends with the evaluation of `step`, because it and those before brought no improvement."""
+        return self.ranking is not None and self._evaluated == step and self.ranking.is_exhausted(self.history)
 
     def state_dict(self) -> StateDict:
         """The last step that was evaluated, the results so far, and what they are results of."""
@@ -161,6 +178,7 @@ class Checkpointer(Callback):
     """Saves every period, after the last step, when the run is stopped, and after a rollback, so that it is kept.
 
     Args:
+        ends_early: whether the run ends with a step before its last one.
         saved: the state that is on disk.
         at_start: save before the first step too, so that there is always a checkpoint to go back to.
         tolerant: whether a save that fails at the end of a period is only warned of.
@@ -175,10 +193,10 @@ class Checkpointer(Callback):
         saved: RunState | None,
         at_start: bool = False,
         tolerant: bool = False,
+        ends_early: Due = lambda step: False,
     ) -> None:
         self._save = save
-        self._due = due
-        self._num_steps = num_steps
+        self._due: Due = lambda step: due(step) or step == num_steps or ends_early(step)
         self._saved = _progress_of(saved)
         self._rollbacks = 0 if saved is None else saved.rollbacks
         self._at_start = at_start
@@ -186,7 +204,7 @@ class Checkpointer(Callback):
 
     def at_boundary(self, state: RunState) -> None:
         """Saves when it is due and this step is not saved yet."""
-        due = self._due(state.step) or state.step == self._num_steps
+        due = self._due(state.step)
         if state.rollbacks != self._rollbacks or (due if state.step > 0 else self._at_start):
             try:
                 self.on_stop(state)
