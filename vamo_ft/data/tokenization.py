@@ -18,7 +18,15 @@ from vamo_ft.data.formatting import TextExample
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Example", "TokenizedData", "tokenize_for_classifier", "tokenize_for_language_model", "tokenize_options"]
+__all__ = [
+    "Example",
+    "TokenizedData",
+    "tokenize_for_classifier",
+    "tokenize_for_language_model",
+    "tokenize_options",
+    "tokenize_prompt",
+    "tokenize_question",
+]
 
 _CHUNK = 1000
 """Rows that are given to the tokenizer at once."""
@@ -221,6 +229,34 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, Ids]:
     body, full = _encode(["a"], tokenizer)[0], _encode(["a"], tokenizer, special=True)[0]
     start = next(start for start in range(len(full) + 1) if full[start : start + len(body)] == body)
     return tuple(full[:start]), tuple(full[start + len(body) :])
+
+
+def tokenize_prompt(text: str, tokenizer: "PreTrainedTokenizerBase") -> Ids:
+    """A prompt that a language model continues, as in training: with what the tokenizer puts before a text.
+
+    Raises:
+        DataError: it has no tokens, and the tokenizer has none to stand for it.
+    """
+    prefix, _ = _special_tokens(tokenizer)
+    return (*prefix, *_encode([text], tokenizer)[0]) or _stand_in(tokenizer, place="the prompt")
+
+
+def tokenize_question(text: str, tokenizer: "PreTrainedTokenizerBase") -> Ids:
+    """A user's turn in the tokenizer's chat template, up to where the assistant begins.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or the template refuses the turn.
+    """
+    if tokenizer.chat_template is None:
+        raise DataError("the tokenizer has no chat template; --raw gives the prompt as it is")
+    try:
+        wrapped = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a template may raise whatever it likes
+        raise DataError(f"the tokenizer's chat template cannot be filled: {' '.join(str(error).split())}") from error
+    assert isinstance(wrapped, str)
+    return tuple(_encode([wrapped], tokenizer)[0])
 
 
 def _stand_in(tokenizer: "PreTrainedTokenizerBase", *, place: str) -> Ids:
