@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -222,6 +222,17 @@ def _export(
         int | None, typer.Option(min=1, metavar="N", help="With --from-seedlog: after the first N steps.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base model.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision of a whole model's weights; default: that of the run."),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file of weights, such as 500MB; default 5GB.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to the Hub as well.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: make a private repository.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """Write a plain Hugging Face folder: the model, the adapter, or both merged."""
@@ -231,7 +242,18 @@ def _export(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.export import export
 
-    export(settings, source=source, out=out, base=from_seedlog, steps=steps, merge=merge)
+    export(
+        settings,
+        source=source,
+        out=out,
+        base=from_seedlog,
+        steps=steps,
+        merge=merge,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        push_to_hub=push_to_hub,
+        private=private,
+    )
 
 
 @app.command("generate")

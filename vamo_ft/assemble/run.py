@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
+from vamo_ft.assemble.ranking import Verdicts, build_ranking
 from vamo_ft.assemble.restore import remove_seed_log, restore
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
@@ -28,7 +29,6 @@ from vamo_ft.assemble.surroundings import (
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.method import SvrgConfig
-from vamo_ft.config.monitoring import EvaluationConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, UsageError
@@ -36,11 +36,11 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
-from vamo_ft.models.export import save_model, saved_bytes, write_model_card
+from vamo_ft.models.card import Card, write_model_card
+from vamo_ft.models.export import save_model, saved_bytes
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.optim.schedules import learning_rate_at
-from vamo_ft.training.best import Ranking
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
@@ -74,7 +74,7 @@ class Run:
         device = self.parameters.device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-    def save_model(self, directory: Path, *, title: str, facts: Mapping[str, str], saved: Path | None = None) -> None:
+    def save_model(self, directory: Path, *, card: Card, saved: Path | None = None) -> None:
         """Writes model, tokenizer and model card in a form that loads without this program.
 
         Args:
@@ -84,7 +84,7 @@ class Run:
             save_model(self.loaded.model, self.loaded.tokenizer, directory)
         else:
             shutil.copytree(saved, directory)
-        write_model_card(directory, title=title, facts=facts)
+        write_model_card(directory, card)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +187,7 @@ def build_run(
     evaluator = (
         None if held_out is None else _build_evaluator(config, objective, held_out, runtime, surroundings, source)
     )
-    is_best, ends_early = _never, _never
-    if evaluator is not None:
-        is_best, ends_early = evaluator.is_best, evaluator.gives_up
+    verdicts = Verdicts(evaluator)
     owners: dict[str, Stateful] = {"estimator": estimator, "update_rule": update_rule, "metrics": metrics}
     if isinstance(directions, SparseDirections):
         owners["directions"] = directions
@@ -203,7 +201,7 @@ def build_run(
         path=surroundings.seed_log,
         due=due(config.logging.every, source),
         num_steps=num_steps,
-        ends_early=ends_early,
+        ends_early=verdicts.ends_early,
         base=loaded.model if checkpoint is None else None,
     )
     if seed_logger is not None:
@@ -234,7 +232,7 @@ def build_run(
                 },
                 keep=config.checkpoint.keep,
                 model_bytes=model_bytes,
-                best_step=None if evaluator is None or evaluator.best is None else evaluator.best["step"],
+                best_step=verdicts.best_step,
             )
 
     checkpoint_due = due(config.checkpoint.every, source)
@@ -250,12 +248,12 @@ def build_run(
     )
     checkpointer = Checkpointer(
         save,
-        due=lambda step: checkpoint_due(step) or is_best(step),
+        due=lambda step: checkpoint_due(step) or verdicts.is_best(step),
         num_steps=num_steps,
         saved=RunState.from_state_dict(checkpoint.load("run")) if checkpoint else None,
         at_start=config.training.on_divergence == "rollback",
         tolerant=config.checkpoint.on_error == "continue",
-        ends_early=ends_early,
+        ends_early=verdicts.ends_early,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
     if seed_logger is not None:
@@ -271,7 +269,7 @@ def build_run(
         progress=surroundings.progress,
         stop_requested=surroundings.stop_requested,
         state=state,
-        ends_early=ends_early,
+        ends_early=verdicts.ends_early,
     )
     return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator)
 
@@ -382,19 +380,5 @@ def _build_evaluator(
         identity=held_out.fingerprint,
         due=due(config.evaluation.every, source),
         num_steps=run_length(config, source),
-        ranking=_ranking(config.evaluation),
+        ranking=build_ranking(config.evaluation),
     )
-
-
-def _ranking(evaluation: EvaluationConfig) -> Ranking | None:
-    if evaluation.ranked_by is None:
-        return None
-    return Ranking(
-        evaluation.ranked_by,
-        patience=evaluation.early_stopping_patience,
-        threshold=evaluation.early_stopping_threshold,
-    )
-
-
-def _never(step: int) -> bool:
-    return False

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vamo_ft.assemble import Run, RunSurroundings, train_run
+from vamo_ft.assemble import Run, RunSurroundings, build_card, train_run
 from vamo_ft.commands.console import logging_to
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
@@ -237,10 +237,8 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> M
             _log.info("the final model is that of step %d, the best %s", saved["step"], evaluator.ranking.metric)
     aside = directory.model.with_name(".model.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    facts = {"base model": config.model.path, "training data": config.data.train.path, "method": config.method.name}
-    facts |= {name: f"{value:.4f}" for name, value in saved.items() if name != "step"}
     try:
-        run.save_model(aside, title=config.run.name, facts=facts, saved=folder)
+        run.save_model(aside, card=build_card(config, run=directory.root, step=saved["step"]), saved=folder)
         shutil.rmtree(directory.model, ignore_errors=True)
         aside.rename(directory.model)
     finally:

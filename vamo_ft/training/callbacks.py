@@ -151,10 +151,6 @@ class Evaluator(Callback):
         """The best evaluation so far, where they are ranked."""
         return None if self.ranking is None else self.ranking.best(self.history)
 
-    def is_best(self, step: int) -> bool:
-        """Whether the best evaluation so far is that of `step`."""
-        return self.best is not None and self.best["step"] == step
-
     def gives_up(self, step: int) -> bool:
         """Whether the run ends with the evaluation of `step`, because it and those before brought no improvement."""
         return self.ranking is not None and self._evaluated == step and self.ranking.is_exhausted(self.history)
