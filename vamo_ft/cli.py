@@ -178,6 +178,10 @@ def _validate(config: ConfigFile, overrides: Overrides = None) -> None:
 def _evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Another data set with the same columns.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-evaluation-harness, in place of the run's data.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --tasks: samples of each.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Print loss and accuracy of a trained model."""
@@ -185,6 +189,11 @@ def _evaluate(
 
     config, model = find_run(target)
     settings = load_settings(config, overrides=overrides or [])
+    if tasks is not None or limit is not None:
+        from vamo_ft.commands.harness import evaluate_tasks
+
+        evaluate_tasks(settings, model=model, tasks=tasks, limit=limit, data=data)
+        return
     from vamo_ft.commands.evaluate import evaluate
 
     evaluate(settings, model=model, data=data)

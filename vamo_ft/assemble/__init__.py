@@ -7,6 +7,7 @@ from vamo_ft.assemble.recovery import train_run
 from vamo_ft.assemble.run import Run, build_run, evaluate_model
 from vamo_ft.assemble.subject import Subject, build_subject
 from vamo_ft.assemble.surroundings import RunSurroundings, Surroundings
+from vamo_ft.models.harness import TaskScore, run_tasks
 from vamo_ft.models.hub import check_push, push_folder
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "RunSurroundings",
     "Subject",
     "Surroundings",
+    "TaskScore",
     "build_answerer",
     "build_card",
     "build_run",
@@ -25,5 +27,6 @@ __all__ = [
     "merge_model",
     "push_folder",
     "rebuild_model",
+    "run_tasks",
     "train_run",
 ]
