@@ -55,12 +55,15 @@ def copy_model(
 def merge_model(
     config: RunConfig, directory: Path, *, weights: Path, run: Path, step: int, packaging: Packaging
 ) -> None:
-    """The base model with the saved adapter merged into it.
+    """The base model with the saved adapter merged into it; into the whole base where training quantised it.
 
     Raises:
         DataError: base model or adapter are not what the configuration says, or the adapter cannot be merged.
     """
-    loaded = load_run_model(config, runtime=build_run_runtime(config), weights=weights)
+    if config.model.quantization is not None:
+        _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
+    whole = config.model_copy(update={"model": config.model.model_copy(update={"quantization": None})})
+    loaded = load_run_model(whole, runtime=build_run_runtime(config), weights=weights)
     _save(config, directory, loaded, merge=True, run=run, step=step, packaging=packaging)
 
 

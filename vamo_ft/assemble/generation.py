@@ -40,7 +40,8 @@ def build_answerer(
         UsageError: from the function: the model has no positions for prompt and answer.
     """
     loaded = load_model(config, offline=offline, seed=seed, weights=weights)
-    loaded.model.to(build_runtime(autocast=None).device)
+    if config.quantization is None:
+        loaded.model.to(build_runtime(autocast=None).device)
     loaded.model.eval()
     tokenizer = loaded.tokenizer
     wrapped = tokenizer.chat_template is not None if chat is None else chat

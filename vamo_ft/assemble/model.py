@@ -23,7 +23,8 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         num_labels=len(labels) if config.model.task == "sequence_classification" else None,
         weights=weights,
     )
-    loaded.model.to(runtime.device)
+    if config.model.quantization is None:  # else it is there already, and does not move
+        loaded.model.to(runtime.device)
     return loaded
 
 
