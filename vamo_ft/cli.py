@@ -313,8 +313,14 @@ def _init(
         str, typer.Option(metavar="NAME", help="One of the names that 'vamo-ft methods' lists.")
     ] = "vamo",
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.")] = Path("config.yaml"),
+    model: Annotated[
+        str, typer.Option(metavar="PATH", help="Hub id, folder or .gguf file.")
+    ] = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Your file; its columns tell the format. Default: SST-2.")
+    ] = None,
 ) -> None:
-    """Write a commented configuration to start from."""
+    """Write a commented configuration that trains as it is."""
     from vamo_ft.commands.init import init
 
-    init(method=method, out=out)
+    init(method=method, out=out, model=model, data=data)
