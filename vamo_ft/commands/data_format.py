@@ -115,7 +115,7 @@ def _csv(file: Path) -> Iterator[Any]:
 
 
 def _parquet(file: Path) -> Iterator[Any]:
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
     with ParquetFile(file) as table:
         for batch in table.iter_batches(batch_size=_ROWS):
