@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.tiny import save_model_folder, tiny_bert_classifier, tiny_llama
+from tests.tiny import save_model_folder, tiny_bert_classifier, tiny_llama, write_jsonl
 from tests.workspace import ADAMW, LORA, PLAIN, Workspace, merged
 from vamo_ft.cli import run
 from vamo_ft.models.export import quietly
@@ -153,3 +154,28 @@ def test_what_cannot_be_asked_is_refused(workspace: Workspace, capsys: pytest.Ca
     ):
         assert run(["generate", *arguments]) == 2, arguments
         assert message in capsys.readouterr().err
+
+
+def test_a_run_on_conversations_is_asked_as_it_was_trained(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "1+1"}]
+    write_jsonl(Path("train.jsonl"), [{"messages": [*turns, {"role": "assistant", "content": "= 2"}]}] * 4)
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    config = merged(
+        LEARNT,
+        {"data": {"format": {"type": "chat", "system": "Be short."}, "chat_template": template, "max_length": 99}},
+    )
+    del config["data"]["evaluation"]
+    file = workspace.configure({})
+    base = yaml.safe_load(Path(file).read_text())
+    base["data"] = {"train": {"path": "train.jsonl"}, **config["data"]}
+    Path(file).write_text(yaml.safe_dump(merged(base, {key: config[key] for key in config if key != "data"})))
+    assert workspace.train("--set", "training.steps=40") == 0
+    answer = generate(capsys, "runs/tiny", "1+1", "--max-new-tokens", "9")
+    assert answer == "= 2\n"
+    wrapped = "<system>Be short.</s><user>1+1</s><assistant>"
+    assert generate(capsys, "runs/tiny", wrapped, "--raw", "--max-new-tokens", "3") == "= 2\n"

@@ -21,8 +21,8 @@ from vamo_ft.config.data import DataConfig
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.load import load_config
 from vamo_ft.core.errors import DataError
+from vamo_ft.data.examples import Example
 from vamo_ft.data.samples import load_evaluation
-from vamo_ft.data.tokenization import Example
 
 MANGLED = settings(
     derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck)

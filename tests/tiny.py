@@ -1,7 +1,7 @@
 """Models, a tokenizer and data small enough to build in a test."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from vamo_ft.data.examples import Example
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 
@@ -99,6 +101,12 @@ def tiny_bert_classifier(*, num_labels: int = 2, seed: int = 0) -> PreTrainedMod
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return BertForSequenceClassification(config).eval()
+
+
+def pair(index: int, prompt: Sequence[int], completion: Sequence[int], label: int | None = None) -> Example:
+    """A prompt and the completion that is learnt; without a completion, a classifier's text."""
+    row = (*prompt, *completion)
+    return Example(index, row, ((len(prompt), len(row)),) if completion else (), label)
 
 
 def save_model_folder(directory: Path, model: PreTrainedModel) -> Path:

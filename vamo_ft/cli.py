@@ -174,6 +174,21 @@ def _validate(config: ConfigFile, overrides: Overrides = None) -> None:
     validate(config, overrides=overrides or [])
 
 
+@app.command("preview")
+def _preview(
+    config: ConfigFile,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=0, help="How many training samples to show.")] = 3,
+    overrides: Overrides = None,
+) -> None:
+    """Show training samples as tokens, with what is learnt marked, and what lengths the data has."""
+    from vamo_ft.commands.settings import load_settings
+
+    settings = load_settings(config, overrides=overrides or [])
+    from vamo_ft.commands.preview import preview
+
+    preview(settings, samples=samples)
+
+
 @app.command("evaluate")
 def _evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],

@@ -67,7 +67,7 @@ def _ours(setting: Setting, samples: RandomSamples) -> Callable[[], float]:
 def _trainer(setting: Setting, samples: RandomSamples, model: nn.Module, *, optimizer: str) -> Callable[[], float]:
     rows = [
         {
-            "input_ids": [*example.prompt_ids, *example.completion_ids],
+            "input_ids": list(example.token_ids),
             "attention_mask": [1] * setting.length,
             "labels": [-100] * len(example.prompt_ids) + list(example.completion_ids),
         }

@@ -17,7 +17,7 @@ from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.collation import collate_for_language_model
-from vamo_ft.data.tokenization import Example
+from vamo_ft.data.examples import Example
 from vamo_ft.models.export import quietly
 
 __all__ = ["RandomSamples", "Setting", "choose_device"]
@@ -133,7 +133,7 @@ class Setting:
         tokens = torch.randint(3, self.config.vocab_size, (count, self.length), generator=generator).tolist()
         cut = self.length - self.labelled
         return RandomSamples(
-            [Example(index, tuple(row[:cut]), tuple(row[cut:]), None) for index, row in enumerate(tokens)],
+            [Example(index, tuple(row), ((cut, self.length),)) for index, row in enumerate(tokens)],
             batch_size=self.batch,
         )
 
@@ -172,12 +172,12 @@ class RandomSamples:
     def length(self, index: int) -> int:
         """Tokens that the model reads: the last one is only predicted."""
         example = self.examples[index]
-        return len(example.prompt_ids + example.completion_ids) - 1
+        return len(example.token_ids) - 1
 
     def groups(self, indices: Sequence[int], *, token_budget: int) -> list[tuple[int, ...]]:
         """Cut so that samples times length stays within `token_budget`."""
         example = self.examples[0]
-        size = max(1, token_budget // len(example.prompt_ids + example.completion_ids))
+        size = max(1, token_budget // len(example.token_ids))
         return [tuple(indices[first : first + size]) for first in range(0, len(indices), size)]
 
     def step_indices(self, step: int) -> tuple[int, ...]:

@@ -31,8 +31,8 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "objective.type: loss",
         ),
         (MEZO + ACCURACY, "16: objective.name: accuracy needs data.format.type: classification"),
-        (CLASSIFICATION + F1, "18: objective.name: f1 needs data.format.type: prompt_completion"),
-        (SEQUENCE + F1, "19: objective.name: f1 needs data.format.type: prompt_completion"),
+        (CLASSIFICATION + F1, "18: objective.name: f1 needs data.format.type: prompt_completion or chat"),
+        (SEQUENCE + F1, "19: objective.name: f1 needs data.format.type: prompt_completion or chat"),
         (
             CLASSIFICATION + "objective: {type: metric, name: accuracy, max_new_tokens: 8}\n",
             "18: objective.max_new_tokens: accuracy generates nothing (exact_match and f1 only); leave it out",
@@ -52,7 +52,7 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             CLASSIFICATION + "evaluation: {metrics: [loss, exact_match]}\n",
-            "18: evaluation.metrics: exact_match needs data.format.type: prompt_completion",
+            "18: evaluation.metrics: exact_match needs data.format.type: prompt_completion or chat",
         ),
         (
             MEZO + "evaluation: {max_new_tokens: 8}\n",

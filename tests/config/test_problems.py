@@ -72,8 +72,8 @@ CASES: list[tuple[str, str, list[str]]] = [
         "type: prompt_completion",
         "type: clasification",
         [
-            "8: data.format.type: must be 'classification' or 'prompt_completion', not 'clasification'. "
-            "Did you mean 'classification'?"
+            "8: data.format.type: must be 'classification', 'prompt_completion', 'chat' or 'text', not 'clasification'"
+            ". Did you mean 'classification'?"
         ],
     ),
     (

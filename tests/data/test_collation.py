@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import tiny_llama
+from tests.tiny import pair, tiny_llama
 from vamo_ft.core.types import Batch
 from vamo_ft.data.collation import (
     collate_for_classifier,
@@ -12,13 +12,13 @@ from vamo_ft.data.collation import (
     collate_for_language_model,
     collate_options,
 )
-from vamo_ft.data.tokenization import Example
+from vamo_ft.data.examples import Example, Ids, Spans
 
 PAD = 0
 
 
 def example(prompt: list[int], completion: list[int], *, index: int = 0, label: int | None = None) -> Example:
-    return Example(index, tuple(prompt), tuple(completion), label)
+    return pair(index, tuple(prompt), tuple(completion), label)
 
 
 def random_examples(count: int) -> list[Example]:
@@ -33,16 +33,34 @@ def random_examples(count: int) -> list[Example]:
     ]
 
 
-def reference(rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[dict[str, list], dict[str, list]]:
+def random_conversations(count: int) -> list[Example]:
+    """Two to five turns each, some of them supervised and the last one always."""
+    draw = random.Random(-count)
+    examples = []
+    for index in range(count):
+        tokens, spans = [draw.randrange(1, 99)], []
+        for turn in range(turns := draw.randrange(2, 6)):
+            start = len(tokens)
+            tokens += [draw.randrange(1, 99) for _ in range(draw.randrange(1, 5))]
+            if turn == turns - 1 or draw.random() < 0.5:
+                spans.append((start, len(tokens)))
+        examples.append(Example(index, tuple(tokens), tuple(spans)))
+    return examples
+
+
+def whole(prompt: Ids, completion: Ids) -> tuple[Ids, Spans]:
+    return prompt + completion, ((len(prompt), len(prompt + completion)),)
+
+
+def reference(rows: list[tuple[Ids, Spans]]) -> tuple[dict[str, list], dict[str, list]]:
     """Column by column: where is each token of each row, and is the next one supervised?"""
-    width = max(len(prompt) + len(completion) for prompt, completion in rows) - 1
+    width = max(len(tokens) for tokens, _ in rows) - 1
     cells: list[list[tuple[int, int, int, int | None]]] = []  # input id, mask, position, supervised next token
-    for prompt, completion in rows:
-        sequence = [(token, False) for token in prompt] + [(token, True) for token in completion]
-        row = [(PAD, 0, 0, None)] * (width - len(sequence) + 1)
-        for place in range(len(sequence) - 1):
-            following, supervised = sequence[place + 1]
-            row.append((sequence[place][0], 1, place, following if supervised else None))
+    for tokens, spans in rows:
+        row = [(PAD, 0, 0, None)] * (width - len(tokens) + 1)
+        for place in range(len(tokens) - 1):
+            supervised = any(start <= place + 1 < end for start, end in spans)
+            row.append((tokens[place], 1, place, tokens[place + 1] if supervised else None))
         cells.append(row)
     positions = [column for column in range(width) if any(row[column][3] is not None for row in cells)]
     inputs = {
@@ -68,13 +86,35 @@ def counts_of(batch: Batch) -> list[float]:
 def test_language_model_batches_equal_the_reference(count: int) -> None:
     examples = random_examples(count)
     batch = collate_for_language_model(examples, pad_token_id=PAD, position_ids=True)
-    inputs, targets = reference([(row.prompt_ids, row.completion_ids) for row in examples])
+    inputs, targets = reference([(row.token_ids, row.supervised) for row in examples])
     assert as_lists(batch.inputs) == inputs
     assert as_lists(batch.targets) == targets
     assert counts_of(batch) == [len(row.completion_ids) for row in examples]
     assert batch.num_tokens == sum(len(row.prompt_ids) + len(row.completion_ids) - 1 for row in examples)
     assert batch.num_supervised == sum(len(row.completion_ids) for row in examples)
     assert batch.indices == tuple(range(100, 100 + count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_runs_anywhere_in_a_row_equal_the_reference(count: int) -> None:
+    examples = random_conversations(count)
+    batch = collate_for_language_model(examples, pad_token_id=PAD, position_ids=True)
+    inputs, targets = reference([(row.token_ids, row.supervised) for row in examples])
+    assert as_lists(batch.inputs) == inputs
+    assert as_lists(batch.targets) == targets
+    supervised = [sum(end - start for start, end in row.supervised) for row in examples]
+    assert counts_of(batch) == supervised
+    assert batch.num_supervised == sum(supervised)
+    assert batch.num_tokens == sum(len(row.token_ids) - 1 for row in examples)
+
+
+def test_the_last_of_several_runs_is_the_answer() -> None:
+    examples = [Example(0, (5, 6, 7, 8, 9), ((1, 2), (3, 5))), Example(1, (3, 4), ((1, 2),))]
+    targets = as_lists(collate_for_generation(examples, pad_token_id=PAD, position_ids=True).targets)
+    assert targets["prompt_ids"] == [[5, 6, 7], [0, 0, 3]]
+    assert targets["answer_ids"] == [[8, 9], [-100, 4]]
+    assert targets["positions"] == [0, 2, 3]
+    assert targets["tokens"] == [[6, 8, 9], [-100, -100, 4]]
 
 
 def test_a_batch_by_hand() -> None:
@@ -107,8 +147,9 @@ def test_generation_adds_the_prompts_alone() -> None:
     assert as_lists(batch.targets) == as_lists(plain.targets) | {
         "prompt_ids": [[5, 6, 7], [0, 0, 9]],
         "prompt_mask": [[1, 1, 1], [0, 0, 1]],
+        "answer_ids": [[-100, -100, 8, 2], [10, 11, 12, 2]],
     }
-    assert as_lists(batch.targets)["tokens"] == [[-100, -100, 8, 2], [10, 11, 12, 2]]
+    assert torch.equal(batch.targets["tokens"], batch.targets["answer_ids"])
     assert (counts_of(batch), batch.indices, batch.num_tokens) == ([2, 4], (4, 9), plain.num_tokens)
 
 
@@ -136,7 +177,7 @@ def test_longer_options_have_rows_of_their_own() -> None:
     options = [(50, 60), (51,), (52, 61, 62)]
     examples = [example([1, 2, 3], [52, 61, 62], index=4, label=2), example([7], [51], index=9, label=1)]
     batch = collate_options(examples, options=options, pad_token_id=PAD, position_ids=True)
-    inputs, targets = reference([(row.prompt_ids, option) for row in examples for option in options])
+    inputs, targets = reference([whole(row.prompt_ids, option) for row in examples for option in options])
     assert as_lists(batch.inputs) == inputs
     assert as_lists(batch.targets) == targets | {"label": [2, 1]}
     assert batch.targets["tokens"].shape == (6, 3)

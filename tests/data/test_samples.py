@@ -159,12 +159,28 @@ def test_a_metric_is_trained_on_evaluation_batches_in_which_every_sample_weighs_
     assert training.fingerprint == load(config, task=task)[0].fingerprint
 
 
+def test_training_samples_are_packed_and_evaluation_is_not(tmp_path: Path) -> None:
+    config = config_of(tmp_path, format=PAIRS, max_length=60)
+    alone, _ = load(config)
+    packed, evaluation = load(config.model_copy(update={"packing": True}))
+    assert packed.num_samples < 23
+    assert sum(len(packed.data.rows_of(index)) for index in range(packed.num_samples)) == 23
+    assert packed.data.tokens.buffer_info()[1] == alone.data.tokens.buffer_info()[1]
+    batch = packed.batch([0, 1])
+    assert set(batch.inputs) == {"input_ids", "position_ids"}
+    assert batch.counts.tolist() == [3.0 * len(packed.data.rows_of(index)) for index in (0, 1)]
+    assert packed.longest <= 60
+    assert evaluation.num_samples == 11
+    assert all("attention_mask" in batch.inputs for batch in evaluation.batches(token_budget=100))
+    assert packed.fingerprint != alone.fingerprint
+
+
 def test_groups_leave_room_for_the_answers(tmp_path: Path) -> None:
     config = config_of(tmp_path, format=PAIRS)
     _, evaluation = load(config, answer_tokens=20)
     batches = list(evaluation.batches(token_budget=150))
     assert sorted(index for batch in batches for index in batch.indices) == list(range(11))
-    assert {"positions", "tokens", "prompt_ids", "prompt_mask"} == set(batches[0].targets)
+    assert {"positions", "tokens", "prompt_ids", "prompt_mask", "answer_ids"} == set(batches[0].targets)
     for batch in batches:
         rows, prompt = batch.targets["prompt_ids"].shape
         assert rows * (prompt + 20 - 1) <= 150 or rows == 1

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -6,9 +7,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
 from vamo_ft.core.errors import DataError
+from vamo_ft.data.examples import TokenizedData
 from vamo_ft.data.formatting import TextExample
 from vamo_ft.data.tokenization import (
-    TokenizedData,
     tokenize_for_classifier,
     tokenize_for_language_model,
     tokenize_options,
@@ -169,5 +170,5 @@ def test_the_fingerprint_changes_with_any_token_boundary_or_label() -> None:
     assert len({same.fingerprint, *(other.fingerprint for other in others)}) == 5
     assert tokenize(("ab", "x")).tokens == tokenize(("a", "bx")).tokens
     assert tokenize(("ab", "x")).fingerprint != tokenize(("a", "bx")).fingerprint
-    relabelled = TokenizedData(same.tokens, same.ends, (0, 0), 0)
+    relabelled = replace(same, labels=(0, 0))
     assert relabelled.fingerprint != same.fingerprint

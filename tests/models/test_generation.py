@@ -6,10 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from tests.tiny import byte_tokenizer, tiny_gpt2, tiny_llama
+from tests.tiny import byte_tokenizer, pair, tiny_gpt2, tiny_llama
 from vamo_ft.config.schema import AdapterConfig, ModelConfig
 from vamo_ft.data.collation import collate_for_generation
-from vamo_ft.data.tokenization import Example
 from vamo_ft.models.adapters import add_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.generation import greedy_decoder, text_decoder
@@ -67,7 +66,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def test_answers_equal_the_loop(model: PreTrainedModel) -> None:
-    examples = [Example(index, ids(prompt), ids("x"), None) for index, prompt in enumerate(PROMPTS)]
+    examples = [pair(index, ids(prompt), ids("x"), None) for index, prompt in enumerate(PROMPTS)]
     targets = collate_for_generation(examples, pad_token_id=PAD, position_ids=True).targets
     answers = greedy_decoder(model, byte_tokenizer(), max_new_tokens=9)(targets["prompt_ids"], targets["prompt_mask"])
     expected = [greedy_loop(model, ids(prompt), max_new_tokens=9) for prompt in PROMPTS]
@@ -85,6 +84,15 @@ def test_a_cache_is_used_and_stays_off_elsewhere() -> None:
     greedy_decoder(model, byte_tokenizer(), max_new_tokens=3)(prompt, torch.ones_like(prompt))
     assert widths == [11, 1, 1]
     assert model.config.use_cache is False
+
+
+def test_the_token_that_ends_a_turn_ends_the_answer() -> None:
+    model = spread(tiny_llama())
+    prompt = torch.tensor([ids("some prompt")])
+    expected = greedy_loop(model, ids("some prompt"), max_new_tokens=8)
+    end = expected[3]
+    generate = greedy_decoder(model, byte_tokenizer(), max_new_tokens=8, end_of_turn=end)
+    assert generate(prompt, torch.ones_like(prompt)).tolist() == [expected[: expected.index(end) + 1]]
 
 
 def test_the_models_own_generation_settings_are_left_aside(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from tests.tiny import byte_tokenizer, tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_llama_classifier
+from tests.tiny import byte_tokenizer, pair, tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_llama_classifier
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.data.collation import collate_for_classifier, collate_for_language_model, collate_options
-from vamo_ft.data.tokenization import Example
+from vamo_ft.data.examples import Example
 from vamo_ft.objectives.causal_lm import CausalLM
 from vamo_ft.objectives.classification import SequenceClassification, VerbaliserClassification
 
@@ -21,7 +21,7 @@ def ids(text: str) -> tuple[int, ...]:
 
 
 def examples(texts=TEXTS) -> list[Example]:
-    return [Example(index, ids(p), ids(c), index % 2) for index, (p, c) in enumerate(texts)]
+    return [pair(index, ids(p), ids(c), index % 2) for index, (p, c) in enumerate(texts)]
 
 
 def language_batch(items: list[Example]):
@@ -70,7 +70,7 @@ def test_options_are_scored_by_mean_log_probability(name, options):
     model = MODELS[name]()
     objective = VerbaliserClassification(CausalLM(model, accepts_logits_to_keep=True))
     option_ids = [ids(text) for text in options]
-    items = [Example(i, ids(p), option_ids[label], label) for i, (p, label) in enumerate([("hi", 1), ("there you", 0)])]
+    items = [pair(i, ids(p), option_ids[label], label) for i, (p, label) in enumerate([("hi", 1), ("there you", 0)])]
     terms = objective.evaluate(collate_options(items, options=option_ids, pad_token_id=0, position_ids=True))
     for row, item in enumerate(items):
         scores = []
@@ -88,7 +88,7 @@ def test_single_token_options_need_one_pass_and_equal_the_row_form():
     model = tiny_llama()
     objective = VerbaliserClassification(CausalLM(model, accepts_logits_to_keep=True))
     option_ids = [ids("x"), ids("y"), ids("z")]
-    items = [Example(i, ids(text), option_ids[i], i) for i, text in enumerate(["one", "three words", "k"])]
+    items = [pair(i, ids(text), option_ids[i], i) for i, text in enumerate(["one", "three words", "k"])]
     rows = []
     model.register_forward_pre_hook(lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True)
     batch = collate_options(items, options=option_ids, pad_token_id=0, position_ids=True)
@@ -104,7 +104,7 @@ def test_single_token_options_need_one_pass_and_equal_the_row_form():
 @pytest.mark.parametrize("model", [tiny_llama_classifier(num_labels=3), tiny_bert_classifier(num_labels=3)])
 def test_classifier_heads_reduce_to_hugging_faces_own_loss(model):
     objective = SequenceClassification(model)
-    items = [Example(i, ids(text), (), i) for i, text in enumerate(["one", "three words", "k"])]
+    items = [pair(i, ids(text), (), i) for i, text in enumerate(["one", "three words", "k"])]
     batch = collate_for_classifier(items, pad_token_id=0, token_type_ids=False)
     terms = objective.terms(batch)
     result = model(**batch.inputs, labels=torch.arange(3))

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from tests.tiny import byte_tokenizer, tiny_bert_classifier, tiny_gpt2, tiny_llama
+from tests.tiny import byte_tokenizer, pair, tiny_bert_classifier, tiny_gpt2, tiny_llama
 from vamo_ft.core.scores import exact_match, token_f1
 from vamo_ft.data.collation import collate_for_classifier, collate_for_generation, collate_options
-from vamo_ft.data.tokenization import Example
+from vamo_ft.data.examples import Example
 from vamo_ft.models.generation import greedy_decoder, text_decoder
 from vamo_ft.objectives.causal_lm import CausalLM
 from vamo_ft.objectives.classification import SequenceClassification, VerbaliserClassification, _accuracy
@@ -34,7 +34,7 @@ def test_accuracy_terms_equal_the_argmax_over_options_by_plain_passes(build, opt
     model = build(seed=1)
     option_ids = [ids(text) for text in options]
     labels = [index % 3 for index in range(len(TEXTS))]
-    items = [Example(i, ids(t), option_ids[n], n) for i, (t, n) in enumerate(zip(TEXTS, labels, strict=True))]
+    items = [pair(i, ids(t), option_ids[n], n) for i, (t, n) in enumerate(zip(TEXTS, labels, strict=True))]
     expected = []
     for item in items:
         scores = []
@@ -54,7 +54,7 @@ def test_accuracy_terms_equal_the_argmax_over_options_by_plain_passes(build, opt
 
 def test_accuracy_terms_of_a_classifier_head():
     model = tiny_bert_classifier(num_labels=2)
-    items = [Example(i, ids(text), (), i % 2) for i, text in enumerate(TEXTS)]
+    items = [pair(i, ids(text), (), i % 2) for i, text in enumerate(TEXTS)]
     terms = accuracy_of(SequenceClassification(model)).terms(
         collate_for_classifier(items, pad_token_id=0, token_type_ids=False)
     )
@@ -72,7 +72,7 @@ def answer_scores(model) -> AnswerScores:
 
 
 def answering_items(answers: dict[str, str]) -> list[Example]:
-    return [Example(i, ids(p), (*ids(a), EOS), None) for i, (p, a) in enumerate(answers.items())]
+    return [pair(i, ids(p), (*ids(a), EOS), None) for i, (p, a) in enumerate(answers.items())]
 
 
 class Scripted:
@@ -125,7 +125,7 @@ def test_a_models_own_answers_match_exactly_and_others_do_not(build):
         for _ in range(4):
             sequence.append(model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0, -1].argmax().item())
         answer = tuple(sequence[-4:])
-        items.append(Example(index, ids(text), answer if index % 2 else (*ids(" zz"), EOS), None))
+        items.append(pair(index, ids(text), answer if index % 2 else (*ids(" zz"), EOS), None))
     objective = AnsweringLM(CausalLM(model, accepts_logits_to_keep=True), answer_scores(model))
     batch = collate_for_generation(items, pad_token_id=0, position_ids=True)
     terms = objective.evaluate(batch)

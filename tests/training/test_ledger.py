@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.tiny import tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_llama_classifier
+from tests.tiny import pair, tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_llama_classifier
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, normal
 from vamo_ft.config.schema import ModelConfig
 from vamo_ft.core.blocks import BlockDirections, block_at, model_blocks
@@ -17,7 +17,7 @@ from vamo_ft.core.protocols import Objective
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.data.collation import collate_for_classifier, collate_for_language_model
-from vamo_ft.data.tokenization import Example
+from vamo_ft.data.examples import Example
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.spsa import Spsa
@@ -36,7 +36,7 @@ BLOCKS = ("embed_tokens", "layers.0", "layers.1", "norm", "lm_head")
 def examples(samples: int) -> list[Example]:
     """9 tokens of prompt and 3 of completion, so that nothing is padded."""
     ids = torch.randint(3, 200, (samples, 12), generator=torch.Generator().manual_seed(1)).tolist()
-    return [Example(index, tuple(row[:9]), tuple(row[9:]), index % 2) for index, row in enumerate(ids)]
+    return [pair(index, tuple(row[:9]), tuple(row[9:]), index % 2) for index, row in enumerate(ids)]
 
 
 def language(samples: int) -> Batch:

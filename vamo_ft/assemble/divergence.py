@@ -1,5 +1,6 @@
 """What is said when a run diverges, and what keeps a diverged state from being saved."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vamo_ft.config.data import DataSetConfig
@@ -30,26 +31,40 @@ def check_weights(parameters: TrainableParameters, source: SampleSource, state: 
         )
 
 
-def explained(error: DivergenceError, config: RunConfig, *, checkpoint: Path | None, advice: str) -> DivergenceError:
+def explained(
+    error: DivergenceError,
+    config: RunConfig,
+    *,
+    rows_of: Callable[[int], tuple[int, ...]],
+    checkpoint: Path | None,
+    advice: str,
+) -> DivergenceError:
     """The error with the samples' places in the data, and the checkpoint that is left.
 
     Args:
+        rows_of: the rows of the training data that a sample comes from.
         checkpoint: the newest intact one.
         advice: what to do.
     """
     parts = [str(error)]
     if error.samples:
-        parts.append(f"its samples: {_listed(error.samples, config.data.train)}")
+        parts.append(f"its samples: {_listed(error.samples, rows_of, config.data.train)}")
     parts.append("there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}")
     return DivergenceError("; ".join([*parts, advice]), step=error.step, samples=error.samples)
 
 
-def _listed(samples: tuple[int, ...], data: DataSetConfig) -> str:
-    shown = samples[:_SHOWN]
+def _listed(samples: tuple[int, ...], rows_of: Callable[[int], tuple[int, ...]], data: DataSetConfig) -> str:
+    shown = {index: rows_of(index) for index in samples[:_SHOWN]}
     try:
-        places = row_places(data, shown)
-        words = [f"{index} ({place})" for index, place in zip(shown, places, strict=True)]
+        wanted = sorted({row for rows in shown.values() for row in rows[:_SHOWN]})
+        places = dict(zip(wanted, row_places(data, wanted), strict=True))
+        words = [
+            f"{index} ({_joined([places[row] for row in rows[:_SHOWN]], len(rows))})" for index, rows in shown.items()
+        ]
     except (VamoFtError, OSError):  # the file is not there any more, or another one
         words = [str(index) for index in shown]
-    more = len(samples) - len(shown)
-    return ", ".join(words) + (f" and {more} more" if more else "")
+    return _joined(words, len(samples))
+
+
+def _joined(words: Sequence[str], count: int) -> str:
+    return ", ".join(words) + (f" and {count - len(words)} more" if count > len(words) else "")

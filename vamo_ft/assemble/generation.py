@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vamo_ft.config.schema import ModelConfig
 from vamo_ft.core.errors import UsageError
-from vamo_ft.data.tokenization import tokenize_prompt, tokenize_question
+from vamo_ft.data.chat import end_of_turn, set_chat_template
+from vamo_ft.data.prompts import tokenize_prompt, tokenize_question
 from vamo_ft.models.generation import answer_writer
 from vamo_ft.models.loading import load_model
 from vamo_ft.training.runtime import build_runtime
@@ -19,6 +20,8 @@ def build_answerer(
     weights: Path | None,
     offline: bool,
     chat: bool | None,
+    chat_template: str | None,
+    system: str | None,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
@@ -30,6 +33,8 @@ def build_answerer(
     Args:
         weights: as `load_model` takes them.
         chat: wrap prompts in the chat template; None: where there is one.
+        chat_template: in place of the tokenizer's, as `data.chat_template`; None: the tokenizer's.
+        system: turn before a prompt in the chat template; None: there is none.
         max_new_tokens: of one answer.
         temperature: 0 takes the most probable tokens.
         top_p: share of the probability to draw from.
@@ -44,6 +49,8 @@ def build_answerer(
         loaded.model.to(build_runtime(autocast=None).device)
     loaded.model.eval()
     tokenizer = loaded.tokenizer
+    if chat_template is not None:
+        set_chat_template(tokenizer, chat_template)
     wrapped = tokenizer.chat_template is not None if chat is None else chat
     answer = answer_writer(
         loaded.model,
@@ -52,11 +59,12 @@ def build_answerer(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        end=end_of_turn(tokenizer) if wrapped and tokenizer.chat_template is not None else None,
         write=write,
     )
 
     def ask(prompt: str) -> None:
-        ids = (tokenize_question if wrapped else tokenize_prompt)(prompt, tokenizer)
+        ids = tokenize_question(prompt, tokenizer, system=system) if wrapped else tokenize_prompt(prompt, tokenizer)
         limit = loaded.max_positions
         if limit is not None and len(ids) + max_new_tokens - 1 > limit:  # the last token is not read
             raise UsageError(

@@ -7,6 +7,7 @@ import torch
 from vamo_ft.config.data import ClassificationFormat
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Runtime
+from vamo_ft.data.chat import set_chat_template
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
 
@@ -23,6 +24,8 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         num_labels=len(labels) if config.model.task == "sequence_classification" else None,
         weights=weights,
     )
+    if config.data.chat_template is not None:
+        set_chat_template(loaded.tokenizer, config.data.chat_template)
     if config.model.quantization is None:  # else it is there already, and does not move
         loaded.model.to(runtime.device)
     return loaded

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from vamo_ft.config.data import ClassificationFormat
+from vamo_ft.config.data import ChatFormat, ClassificationFormat
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Objective
 from vamo_ft.core.scores import exact_match, token_f1
+from vamo_ft.data.chat import end_of_turn
 from vamo_ft.models.generation import greedy_decoder, text_decoder
 from vamo_ft.models.loading import LoadedModel
 from vamo_ft.objectives.causal_lm import CausalLM
@@ -27,7 +28,7 @@ def build_objective(config: RunConfig, loaded: LoadedModel) -> Objective:
     name = trained.name
     if trained.answer_tokens is None:
         return MetricObjective(objective, score=lambda batch: objective.evaluate(batch).scores[name])
-    answer_scores = _build_answer_scores(loaded, [name], max_new_tokens=trained.answer_tokens)
+    answer_scores = _build_answer_scores(config, loaded, [name], max_new_tokens=trained.answer_tokens)
     return MetricObjective(objective, score=lambda batch: answer_scores(batch)[name])
 
 
@@ -42,13 +43,16 @@ def build_loss(config: RunConfig, loaded: LoadedModel) -> Objective:
         return language_model
     names = [name for name in config.evaluation.metrics if name in _ANSWER_SCORES]
     return AnsweringLM(
-        language_model, _build_answer_scores(loaded, names, max_new_tokens=config.evaluation.answer_tokens)
+        language_model, _build_answer_scores(config, loaded, names, max_new_tokens=config.evaluation.answer_tokens)
     )
 
 
-def _build_answer_scores(loaded: LoadedModel, names: Sequence[str], *, max_new_tokens: int) -> AnswerScores:
+def _build_answer_scores(
+    config: RunConfig, loaded: LoadedModel, names: Sequence[str], *, max_new_tokens: int
+) -> AnswerScores:
+    ends = end_of_turn(loaded.tokenizer) if isinstance(config.data.format, ChatFormat) else None
     return AnswerScores(
-        generate=greedy_decoder(loaded.model, loaded.tokenizer, max_new_tokens=max_new_tokens),
+        generate=greedy_decoder(loaded.model, loaded.tokenizer, max_new_tokens=max_new_tokens, end_of_turn=ends),
         decode=text_decoder(loaded.tokenizer),
         scores={name: _ANSWER_SCORES[name] for name in names},
     )

@@ -47,10 +47,10 @@ def train_run(
         announce(run, checkpoint)
         if (error := _train(run)) is None:
             return run
-        diverged = run.trainer.state
+        diverged, rows_of = run.trainer.state, run.rows_of
         del run  # its memory is needed for its successor
         gc.collect()  # a model may stand in a cycle of references
-        checkpoint = _way_back(config, surroundings, error, diverged)
+        checkpoint = _way_back(config, surroundings, error, diverged, rows_of)
         run = build_run(config, surroundings, checkpoint=checkpoint, allow_changes=allow_changes)
         state = run.trainer.state
         state.roll_back(diverged, step=error.step, factor=_FACTOR)
@@ -58,7 +58,7 @@ def train_run(
             f"going back to it with {state.learning_rate_scale:g} of the learning rate (rollback {state.rollbacks} of "
             f"{config.training.rollbacks})"
         )
-        _log.warning("%s", explained(error, config, checkpoint=checkpoint.path, advice=advice))
+        _log.warning("%s", explained(error, config, rows_of=rows_of, checkpoint=checkpoint.path, advice=advice))
         surroundings.writer.write(
             {
                 "step": state.step,
@@ -83,18 +83,22 @@ def _train(run: Run) -> DivergenceError | None:
 
 
 def _way_back(
-    config: RunConfig, surroundings: RunSurroundings, error: DivergenceError, diverged: RunState
+    config: RunConfig,
+    surroundings: RunSurroundings,
+    error: DivergenceError,
+    diverged: RunState,
+    rows_of: Callable[[int], tuple[int, ...]],
 ) -> Checkpoint:
     """The checkpoint to go back to; raises the error, explained, where there is no use in it."""
     checkpoint = newest_checkpoint(surroundings.checkpoints)
     path, anew = None if checkpoint is None else checkpoint.path, "start anew with --fresh and a lower learning rate"
     if config.training.on_divergence == "stop":
         advice = f"{anew} (optimizer.learning_rate), or go on with training.on_divergence: rollback"
-        raise explained(error, config, checkpoint=path, advice=advice)
+        raise explained(error, config, rows_of=rows_of, checkpoint=path, advice=advice)
     if diverged.rollbacks >= config.training.rollbacks:
         advice = f"{diverged.rollbacks} rollbacks were made, no more are allowed (training.rollbacks); {anew}"
-        raise explained(error, config, checkpoint=path, advice=advice)
+        raise explained(error, config, rows_of=rows_of, checkpoint=path, advice=advice)
     if checkpoint is None or (error.step is None and checkpoint.step == diverged.step):
         advice = f"a rollback would come to the same; look at the data, or {anew}"
-        raise explained(error, config, checkpoint=path, advice=advice)
+        raise explained(error, config, rows_of=rows_of, checkpoint=path, advice=advice)
     return checkpoint

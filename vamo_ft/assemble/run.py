@@ -40,6 +40,7 @@ from vamo_ft.models.card import Card, write_model_card
 from vamo_ft.models.export import save_model, saved_bytes
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
+from vamo_ft.models.packing import check_packing
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
@@ -61,12 +62,13 @@ _WATCHED = 8  # samples among which one is chosen
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run, ready to start or to go on."""
+    """A run, ready to start or to go on; `rows_of` tells the rows of the training data that a sample comes from."""
 
     trainer: Trainer
     loaded: LoadedModel
     parameters: TrainableParameters
     evaluator: Evaluator | None
+    rows_of: Callable[[int], tuple[int, ...]]
 
     @property
     def device_name(self) -> str:
@@ -113,6 +115,8 @@ def build_parts(
     """
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
+    if config.data.packing:
+        check_packing(loaded, path=config.model.path)
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -127,8 +131,7 @@ def build_parts(
     )
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
-    if source.data.num_truncated:
-        _log.info("data.max_length cuts the prompt of %d of %d samples", source.data.num_truncated, source.num_samples)
+    _tell_what_is_lost(source)
     objective = build_objective(config, loaded)
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
@@ -271,7 +274,7 @@ def build_run(
         state=state,
         ends_early=verdicts.ends_early,
     )
-    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator)
+    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, rows_of=source.data.rows_of)
 
 
 def evaluate_model(
@@ -312,6 +315,13 @@ def _courses(config: RunConfig) -> list[str]:
     if isinstance(config.method, SvrgConfig) and config.method.alpha_decay != "none":
         courses.append(f"{config.method.alpha_decay} decay of method.alpha")
     return courses
+
+
+def _tell_what_is_lost(source: TrainingSamples) -> None:
+    if source.data.num_truncated:
+        _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, len(source.data.rows))
+    if source.data.num_skipped:
+        _log.info("rows of the training data left out, since nothing in them is learnt: %d", source.data.num_skipped)
 
 
 def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from vamo_ft.assemble import build_answerer
 from vamo_ft.commands.console import logging_to
 from vamo_ft.commands.settings import Subject
+from vamo_ft.config.data import ChatFormat
 from vamo_ft.core.errors import UsageError
 from vamo_ft.training.runtime import memory_errors_explained
 
@@ -42,9 +43,9 @@ def generate(
     run = subject.run
     if run is not None and run.model.task == "sequence_classification":
         raise UsageError("the run trained a classifier, which generates no text; 'vamo-ft evaluate' scores it")
+    settings = run.data.format if run is not None and isinstance(run.data.format, ChatFormat) else None
     if run is not None and chat is None:
-        kind: str = run.data.format.type
-        chat = kind == "chat"
+        chat = settings is not None
     texts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
     with logging_to(Console(stderr=True)), memory_errors_explained("generating"):
         ask = build_answerer(
@@ -52,6 +53,8 @@ def generate(
             weights=subject.weights,
             offline=run is not None and run.run.offline,
             chat=chat,
+            chat_template=None if run is None else run.data.chat_template,
+            system=None if settings is None else settings.system,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,

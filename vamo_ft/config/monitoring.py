@@ -17,7 +17,7 @@ class EvaluationConfig(Section):
         ["loss"],
         min_length=1,
         description="loss (mean per supervised token), accuracy (classification), exact_match and f1 of generated "
-        "answers (prompt_completion)",
+        "answers (prompt_completion, and the last turn of a chat)",
     )
     max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
     metric_for_best_model: str | None = Field(

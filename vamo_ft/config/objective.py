@@ -9,6 +9,9 @@ from vamo_ft.config.section import Section
 GENERATED_METRICS = ("exact_match", "f1")
 """Metrics of generated answers, as `objective.name` and in `evaluation.metrics`."""
 
+ANSWERED_FORMATS = ("prompt_completion", "chat")
+"""Values of `data.format.type` with a prompt and a right answer."""
+
 
 class LossObjectiveConfig(Section):
     """The cross-entropy of the supervised text, or of the right class."""
@@ -25,9 +28,9 @@ class MetricObjectiveConfig(Section):
 
     type: Literal["metric"] = Field(description="metric (one minus it, averaged over samples), or loss")
     name: Literal["accuracy", "exact_match", "f1"] = Field(
-        description="accuracy (classification), or exact_match or f1 of a generated answer (prompt_completion). A "
-        "metric moves in jumps: it needs a larger method.eps and larger batches than a loss, so that some answers "
-        "change"
+        description="accuracy (classification), or exact_match or f1 of a generated answer (prompt_completion, "
+        "chat). A metric moves in jumps: it needs a larger method.eps and larger batches than a loss, so that some "
+        "answers change"
     )
     max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
 

@@ -20,7 +20,13 @@ from vamo_ft.config.method import (
     ZoSvrgConfig,
 )
 from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
-from vamo_ft.config.objective import GENERATED_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
+from vamo_ft.config.objective import (
+    ANSWERED_FORMATS,
+    GENERATED_METRICS,
+    LossObjectiveConfig,
+    MetricObjectiveConfig,
+    ObjectiveConfig,
+)
 from vamo_ft.config.section import Section
 
 
@@ -277,8 +283,8 @@ class RunConfig(Section):
         if "accuracy" in self.evaluation.metrics and self.data.format.type != "classification":
             raise ValueError("evaluation.metrics: accuracy needs data.format.type: classification")
         for name in self.evaluation.metrics:
-            if name in GENERATED_METRICS and self.data.format.type != "prompt_completion":
-                raise ValueError(f"evaluation.metrics: {name} needs data.format.type: prompt_completion")
+            if name in GENERATED_METRICS and self.data.format.type not in ANSWERED_FORMATS:
+                raise ValueError(f"evaluation.metrics: {name} needs data.format.type: {' or '.join(ANSWERED_FORMATS)}")
         return self
 
     @model_validator(mode="after")
@@ -299,9 +305,20 @@ class RunConfig(Section):
                 f"objective.type: metric has no gradient, which method.name: {self.method.name} needs; write "
                 "method.name: mezo, or objective.type: loss"
             )
-        needed = "prompt_completion" if self.objective.name in GENERATED_METRICS else "classification"
-        if self.data.format.type != needed:
-            raise ValueError(f"objective.name: {self.objective.name} needs data.format.type: {needed}")
+        needed = ANSWERED_FORMATS if self.objective.name in GENERATED_METRICS else ("classification",)
+        if self.data.format.type not in needed:
+            raise ValueError(f"objective.name: {self.objective.name} needs data.format.type: {' or '.join(needed)}")
+        if self.data.packing:
+            raise ValueError("data.packing: objective.type: metric scores samples one by one; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_keeps_documents_apart(self) -> "RunConfig":
+        if self.data.packing and self.model.attn_implementation == "flash_attention_2":
+            raise ValueError(
+                "data.packing: flash_attention_2 keeps documents apart in one row at a time only; leave "
+                "model.attn_implementation out, or write sdpa"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,15 +1,15 @@
-"""Turns rows into prompts and completions."""
+"""Turns rows into prompts and completions, or into documents."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vamo_ft.config.data import ClassificationFormat, FormatConfig, PromptCompletionFormat
+from vamo_ft.config.data import ClassificationFormat, PromptCompletionFormat, TextFormat
 from vamo_ft.core.errors import DataError
 from vamo_ft.data.sources import Row, Rows
 
-__all__ = ["TextExample", "format_rows"]
+__all__ = ["TextExample", "check_columns", "format_rows", "numbered", "read_documents"]
 
 _SHOWN = 60
 """Characters of a value that a message quotes."""
@@ -19,11 +19,19 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """One sample as text; `label` is the class number, in the order of `data.format.labels`, or None."""
+    """One sample as text.
+
+    Attributes:
+        label: the class number, in the order of `data.format.labels`, or that of the right one of `options`; or None.
+        options: the sample's own texts to score after the prompt; none where those of the format serve.
+        references: right answers, where there are several; none: the completion is the only one.
+    """
 
     prompt: str
     completion: str
     label: int | None
+    options: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,7 @@ class _Template:
         )
 
 
-def format_rows(rows: Rows, config: FormatConfig) -> Iterator[TextExample]:
+def format_rows(rows: Rows, config: ClassificationFormat | PromptCompletionFormat) -> Iterator[TextExample]:
     """The rows as text, one after another; templates and columns are checked before the first row is formatted.
 
     Raises:
@@ -72,18 +80,29 @@ def format_rows(rows: Rows, config: FormatConfig) -> Iterator[TextExample]:
     match config:
         case ClassificationFormat():
             template = _Template.parse(config.template, key="data.format.template")
-            _check_columns(rows, template.columns, key="data.format.template")
-            _check_columns(rows, [config.label], key="data.format.label")
+            check_columns(rows, template.columns, key="data.format.template")
+            check_columns(rows, [config.label], key="data.format.label")
             return _classification(rows, config, template)
         case PromptCompletionFormat():
             prompt = _Template.parse(config.prompt, key="data.format.prompt")
             completion = _Template.parse(config.completion, key="data.format.completion")
-            _check_columns(rows, prompt.columns, key="data.format.prompt")
-            _check_columns(rows, completion.columns, key="data.format.completion")
+            check_columns(rows, prompt.columns, key="data.format.prompt")
+            check_columns(rows, completion.columns, key="data.format.completion")
             return _prompt_completion(rows, prompt, completion)
 
 
-def _check_columns(rows: Rows, columns: Sequence[str], *, key: str) -> None:
+def read_documents(rows: Rows, config: TextFormat) -> Iterator[str]:
+    """The documents, one after another; whether their column exists is checked before the first one is read.
+
+    Raises:
+        DataError: there is no such column; from the iterator: a value is missing, null, or not text.
+    """
+    check_columns(rows, [config.column], key="data.format.column")
+    return (_text(row, config.column, place=place) for place, row in numbered(rows))
+
+
+def check_columns(rows: Rows, columns: Sequence[str], *, key: str) -> None:
+    """Refuses columns that no row has."""
     for column in columns:
         if column not in rows.columns:
             raise DataError(f"{rows.place}: no column '{column}' ({key}); the columns are {', '.join(rows.columns)}")
@@ -92,7 +111,7 @@ def _check_columns(rows: Rows, columns: Sequence[str], *, key: str) -> None:
 def _classification(rows: Rows, config: ClassificationFormat, template: _Template) -> Iterator[TextExample]:
     classes = {_label_key(key): index for index, key in enumerate(config.labels)}
     completions = list(config.labels.values())
-    for place, row in _numbered(rows):
+    for place, row in numbered(rows):
         key = _label_key(_value(row, config.label, place=place))
         if key not in classes:
             shown = key if len(key) <= _SHOWN else f"{key[:_SHOWN]}..."
@@ -101,14 +120,15 @@ def _classification(rows: Rows, config: ClassificationFormat, template: _Templat
 
 
 def _prompt_completion(rows: Rows, prompt: _Template, completion: _Template) -> Iterator[TextExample]:
-    for place, row in _numbered(rows):
+    for place, row in numbered(rows):
         text = completion.fill(row, place=place)
         if not text.strip():
             raise DataError(f"{place}: the completion is empty, so there is nothing to learn; remove the row")
         yield TextExample(prompt.fill(row, place=place), text, None)
 
 
-def _numbered(rows: Rows) -> Iterator[tuple[str, Row]]:
+def numbered(rows: Rows) -> Iterator[tuple[str, Row]]:
+    """Every row with its place, for messages."""
     for number, row in enumerate(rows.rows, start=1):
         yield f"{rows.place}: row {number}", row
 

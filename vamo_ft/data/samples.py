@@ -4,26 +4,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from vamo_ft.config.data import ClassificationFormat, DataConfig, DataSetConfig
+from vamo_ft.config.data import ChatFormat, ClassificationFormat, DataConfig, DataSetConfig, TextFormat
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.core.errors import DataError, StopRequested
 from vamo_ft.core.types import Batch
+from vamo_ft.data.chat import tokenize_conversations
 from vamo_ft.data.collation import (
     collate_for_classifier,
     collate_for_generation,
     collate_for_language_model,
     collate_options,
+    collate_packed,
 )
-from vamo_ft.data.formatting import TextExample, format_rows
+from vamo_ft.data.conversations import read_conversations
+from vamo_ft.data.examples import Example, TokenizedData
+from vamo_ft.data.formatting import format_rows, read_documents
 from vamo_ft.data.order import SampleOrder
+from vamo_ft.data.packing import pack
 from vamo_ft.data.sources import load_rows
+from vamo_ft.data.text import tokenize_documents
 from vamo_ft.data.tokenization import (
-    Example,
-    TokenizedData,
     tokenize_for_classifier,
     tokenize_for_language_model,
     tokenize_options,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationSamples", "Task", "TrainingSamples", "load_evaluation", "load_samples"]
 
 Task = Literal["causal_lm", "sequence_classification"]
+T = TypeVar("T")
 Collate = Callable[[Sequence[Example]], Batch]
 
 
@@ -178,7 +183,7 @@ def load_samples(
     answer_tokens: int | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainingSamples, EvaluationSamples | None]:
-    """Reads, formats and tokenizes the data of a run.
+    """Reads, formats and tokenizes the data of a run. Only training samples are packed: the mean loss is the same.
 
     Args:
         position_ids: whether the model's forward pass takes `position_ids`.
@@ -192,7 +197,10 @@ def load_samples(
         StopRequested: between two samples.
     """
     data = _tokenize(config, config.train, tokenizer, task=task, offline=offline, stop_requested=stop_requested)
-    if metric is None:
+    if config.packing:
+        data = pack(data, max_length=config.max_length)
+        layout = Layout(partial(collate_packed, pad_token_id=_pad_token_id(tokenizer)))
+    elif metric is None:
         layout = _loss_layout(tokenizer, task=task, position_ids=position_ids)
     else:
         layout = _equally_weighted(
@@ -250,6 +258,14 @@ def _tokenize(
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
     rows = load_rows(data_set, offline=offline)
+    if isinstance(config.format, ChatFormat):
+        conversations = _until_stopped(read_conversations(rows, config.format), stop_requested)
+        return tokenize_conversations(conversations, tokenizer, max_length=config.max_length, place=rows.place)
+    if isinstance(config.format, TextFormat):
+        documents = _until_stopped(read_documents(rows, config.format), stop_requested)
+        return tokenize_documents(
+            documents, tokenizer, max_length=config.max_length, split=config.packing, place=rows.place
+        )
     examples = _until_stopped(format_rows(rows, config.format), stop_requested)
     if task == "sequence_classification":
         return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=rows.place)
@@ -261,7 +277,7 @@ def _tokenize(
     )
 
 
-def _until_stopped(examples: Iterable[TextExample], stop_requested: Callable[[], bool]) -> Iterator[TextExample]:
+def _until_stopped(examples: Iterable[T], stop_requested: Callable[[], bool]) -> Iterator[T]:
     for example in examples:
         if stop_requested():
             raise StopRequested("nothing to save yet: stopped in the preparation of the data")

@@ -20,18 +20,23 @@ _CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(9), *range(11, 32), 
 
 
 def greedy_decoder(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    end_of_turn: int | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of prompts and their mask, both (B, P) and padded on the left, that gives (B, N) new tokens.
 
-    Each is the most probable one, N is at most `max_new_tokens`, and after its end-of-text token a row is padding. The
-    model's own generation settings (sampling, penalties, other end tokens) are left aside.
+    Each is the most probable one, N is at most `max_new_tokens`, and after its end-of-text token, or the one that ends
+    a turn of a conversation, a row is padding. The model's own generation settings (sampling, penalties, other end
+    tokens) are left aside.
     """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted({token for token in (tokenizer.eos_token_id, end_of_turn) if token is not None}) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
 
@@ -61,6 +66,7 @@ def answer_writer(
     temperature: float,
     top_p: float,
     seed: int,
+    end: int | None,
     write: Callable[[str], None],
 ) -> Callable[[Sequence[int]], None]:
     """A function of a prompt's tokens that passes the answer's text to `write` as it comes, special tokens left out.
@@ -72,12 +78,13 @@ def answer_writer(
         temperature: of the softmax that tokens are drawn from; 0: the most probable one each time.
         top_p: least mass of the most probable tokens to draw from (Holtzman et al., arXiv 1904.09751); 1: all.
         seed: of each answer anew.
+        end: a further token that ends an answer, such as that of a turn; None: there is none.
     """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         use_cache=True,
-        eos_token_id=_end_tokens(model, tokenizer) or None,
+        eos_token_id=_end_tokens(model, tokenizer, end) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
     if temperature > 0:
@@ -105,11 +112,11 @@ def _streamer(tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) 
     return streamer
 
 
-def _end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, end: int | None) -> list[int]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     own = base.generation_config.eos_token_id
-    ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return sorted({end for end in ends if end is not None})
+    ends = [end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return sorted({token for token in ends if token is not None})
 
 
 @contextmanager

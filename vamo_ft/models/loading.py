@@ -30,7 +30,7 @@ from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
 
-__all__ = ["LoadedModel", "checkpoint_activations", "load_model"]
+__all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_tokenizer"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TASKS = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
@@ -100,6 +100,22 @@ def load_model(
         accepts_position_ids="position_ids" in parameters,
         accepts_logits_to_keep="logits_to_keep" in parameters,
     )
+
+
+def load_tokenizer(config: ModelConfig, *, offline: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of `config` alone; the model's weights need not be there. It always has a pad token.
+
+    Raises:
+        DataError: the tokenizer cannot be loaded, with the place and the fix.
+    """
+    folder = expanduser(config.path)
+    source = _local(Path(folder), config=config) if isdir(folder) else _locate(config, offline=offline)
+    with quietly(), _one_line_errors(config.path):
+        tokenizer = _load_tokenizer(source)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise _nothing_to_pad_with(config.path)
+    return tokenizer
 
 
 def checkpoint_activations(model: PreTrainedModel | PeftModel) -> None:
@@ -259,7 +275,11 @@ def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
             tokenizer.pad_token = token
             model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
             return
-    raise DataError(f"model.path: {path}: the tokenizer has no pad, eos or unk token to pad with")
+    raise _nothing_to_pad_with(path)
+
+
+def _nothing_to_pad_with(path: str) -> DataError:
+    return DataError(f"model.path: {path}: the tokenizer has no pad, eos or unk token to pad with")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Scores of generated answers.
 
-Shapes: B samples, P prompt tokens, N new tokens, K kept positions.
+Shapes: B samples, P prompt tokens, N new tokens, A tokens of a right answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ Score = Callable[[str, str], float]
 class AnswerScores:
     """`s_i = score(answer generated for prompt_i, completion_i)`, by name.
 
-    Batches carry `prompt_ids` and `prompt_mask`, (B, P), and the references as `tokens`, (B, K), -100 where there is
-    none. Both texts are decoded in the same way.
+    Batches carry `prompt_ids` and `prompt_mask`, (B, P), and the completions as `answer_ids`, (B, A), padded with -100.
+    Both texts are decoded in the same way.
     """
 
     def __init__(self, *, generate: Generate, decode: Decode, scores: Mapping[str, Score]) -> None:
@@ -39,8 +39,8 @@ class AnswerScores:
         """(B,) float32 of each score."""
         generated = self._generate(batch.targets["prompt_ids"], batch.targets["prompt_mask"])  # (B, N)
         answers = self._decode(generated.tolist())
-        supervised = [[token for token in row if token != -100] for row in batch.targets["tokens"].tolist()]
-        pairs = list(zip(answers, self._decode(supervised), strict=True))
+        completions = [[token for token in row if token != -100] for row in batch.targets["answer_ids"].tolist()]
+        pairs = list(zip(answers, self._decode(completions), strict=True))
         return {
             name: torch.tensor([score(*pair) for pair in pairs], dtype=torch.float32, device=generated.device)
             for name, score in self._scores.items()
