@@ -12,12 +12,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import save_model_folder, tiny_bert_classifier, tiny_llama, write_jsonl
-from tests.workspace import ADAMW, LORA, PLAIN, Workspace, merged
+from tests.workspace import ADAMW, LORA, PLAIN, Workspace, base_config, merged
 from vamo_ft.cli import run
 from vamo_ft.models.export import quietly
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<bot>' if add_generation_prompt }}"
 CONTROL = {code: repr(chr(code))[1:-1] for code in range(160) if code not in (9, 10) and not chr(code).isprintable()}
+HOT = ("--temperature", "3")  # what is drawn shows small differences of the probabilities
 LEARNT: dict[str, Any] = {**PLAIN, **ADAMW, "training": {"steps": 30}}
 
 
@@ -165,17 +166,16 @@ def test_a_run_on_conversations_is_asked_as_it_was_trained(
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    config = merged(
-        LEARNT,
-        {"data": {"format": {"type": "chat", "system": "Be short."}, "chat_template": template, "max_length": 99}},
-    )
-    del config["data"]["evaluation"]
-    file = workspace.configure({})
-    base = yaml.safe_load(Path(file).read_text())
-    base["data"] = {"train": {"path": "train.jsonl"}, **config["data"]}
-    Path(file).write_text(yaml.safe_dump(merged(base, {key: config[key] for key in config if key != "data"})))
-    assert workspace.train("--set", "training.steps=40") == 0
-    answer = generate(capsys, "runs/tiny", "1+1", "--max-new-tokens", "9")
-    assert answer == "= 2\n"
-    wrapped = "<system>Be short.</s><user>1+1</s><assistant>"
-    assert generate(capsys, "runs/tiny", wrapped, "--raw", "--max-new-tokens", "3") == "= 2\n"
+    data = {
+        "train": {"path": "train.jsonl"},
+        "format": {"type": "chat", "system": "Be short."},
+        "chat_template": template,
+    }
+    config = {**merged(base_config(), {**LEARNT, "training": {"steps": 40}}), "data": data}
+    Path("config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert workspace.train() == 0
+    wrapped = "<system>Be short.</s><user>{}</s><assistant>"
+    assert generate(capsys, "runs/tiny", "1+1", "--max-new-tokens", "9") == "= 2\n"
+    for question in ("1+1", "What?"):
+        asked = generate(capsys, "runs/tiny", question, "--max-new-tokens", "9", *HOT)
+        assert asked == generate(capsys, "runs/tiny", wrapped.format(question), "--raw", "--max-new-tokens", "9", *HOT)
