@@ -160,6 +160,13 @@ def test_an_upload(trained: Workspace, client: type[StandIn], capsys: pytest.Cap
     assert "abcdefghij" not in output.out + output.err
 
 
+def test_the_card_shows_no_secret(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_PASSWORD", "train.jsonl")  # stands in the configuration
+    assert export("runs/tiny", "out") == 0
+    assert "| training data | *** |" in Path("out/README.md").read_text()
+    assert "train.jsonl" not in Path("out/README.md").read_text()
+
+
 def test_an_upload_that_fails_leaves_the_folder(
     trained: Workspace, client: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

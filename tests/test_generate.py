@@ -145,8 +145,12 @@ def test_what_cannot_be_asked_is_refused(workspace: Workspace, capsys: pytest.Ca
     for arguments, message in (
         (("model", "It was", "--top-p", "0.9"), "--top-p: nothing is drawn; add --temperature"),
         (("model", "It was", "--top-p", "0", "--temperature", "1"), "--top-p: 0 leaves no token to draw"),
+        (("model", "It was", "--temperature", "inf"), "must be a finite number"),
         (("model", "It was", "--chat"), "the tokenizer has no chat template; --raw gives the prompt as it is"),
-        (("model", "It was", "--max-new-tokens", "600"), "the prompt has 6 tokens, and the model positions for 512"),
+        (
+            ("model", "It was", "--max-new-tokens", "600"),
+            "the prompt has 6 tokens, and the model positions for 512; shorten the prompt, or",
+        ),
         (("model", "It was", "--set", "run.seed=1"), "--set: model is not a run"),
         (("runs/tiny", "It was"), "the run trained a classifier"),
         (("broken", "It was"), "does not name the base model"),

@@ -286,12 +286,12 @@ def _generate(
         str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint in it, a model's folder or a Hub id.")
     ],
     prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to continue; - reads from standard input.")
+        list[str], typer.Argument(metavar="PROMPT", help="What to continue; - reads from standard input.")
     ],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the most probable token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the most probable tokens only.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is drawn.")] = 0,
     chat: Annotated[
         bool | None, typer.Option("--chat/--raw", help="In the chat template, or as it is; default: as in training.")
     ] = None,

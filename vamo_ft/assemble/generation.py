@@ -68,8 +68,8 @@ def build_answerer(
         limit = loaded.max_positions
         if limit is not None and len(ids) + max_new_tokens - 1 > limit:  # the last token is not read
             raise UsageError(
-                f"--max-new-tokens: the prompt has {len(ids)} tokens, and the model positions for {limit}; ask for "
-                f"{limit - len(ids)} at most, or shorten the prompt"
+                f"--max-new-tokens: the prompt has {len(ids)} tokens, and the model positions for {limit}; shorten the "
+                f"prompt, or ask for {max(0, limit - len(ids) + 1)} at most"
             )
         answer(ids)
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from vamo_ft.assemble import Packaging, check_push, copy_model, merge_model, push_folder, rebuild_model
 from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.secrets import masked
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.training.checkpoint import checkpoint_folders, open_checkpoint
@@ -79,6 +80,8 @@ def export(
             run, step = _origin(source, config)
             write = merge_model if merge else copy_model
             write(config, folder, weights=source, run=run, step=step, packaging=packaging)
+        card = folder / "README.md"  # shows the configuration to whoever gets the folder
+        card.write_text(masked(card.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"model: {out}")
     if push_to_hub is not None:
         address = push_folder(out, push_to_hub, private=private, message=f"{config.run.name}, trained with vamo-ft")

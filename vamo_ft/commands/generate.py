@@ -1,5 +1,6 @@
 """`vamo-ft generate`: a quick look at what a model has learnt."""
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,8 @@ def generate(
         UsageError: options contradict each other, the model generates nothing, or it has no room for the answer.
         DataError: the model is not what the configuration says, or has no chat template.
     """
+    if math.isinf(temperature):
+        raise UsageError("--temperature: must be a finite number, such as 0.7")
     if temperature == 0 and top_p != 1:
         raise UsageError("--top-p: nothing is drawn; add --temperature, such as 0.7")
     if top_p == 0:

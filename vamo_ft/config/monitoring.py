@@ -73,7 +73,7 @@ class CheckpointConfig(Section):
     """Checkpoints, from which a run continues."""
 
     every: Period | None = Field(None, description="period in steps or epochs; null: only at the end or on a signal")
-    keep: int = Field(2, gt=0, description="newest checkpoints kept")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept; that of the best evaluation stays besides")
     on_error: Literal["stop", "continue"] = Field(
         "stop",
         description="when a periodic checkpoint cannot be written: stop with exit code 2, or warn and continue to the "
