@@ -40,6 +40,9 @@ LIBRARIES = {  # library -> the parts of vamo_ft that may import it when they ru
     "typer": ("cli",),
     "matplotlib": ("report",),
     "sklearn": ("studies",),
+    "wandb": ("training.tracker_clients",),
+    "mlflow": ("training.tracker_clients",),
+    "trackio": ("training.tracker_clients",),
 }
 LIGHT = ("cli", "commands.validate", "commands.methods", "commands.init", "commands.report", "commands.settings")
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}

@@ -86,10 +86,10 @@ def test_yaml_tags_are_refused(workspace: Workspace, trace: Path, capsys: pytest
     path = workspace.root / workspace.configure()
     path.write_text(f"{path.read_text()}{_yaml_attack(trace)}\n")
     said = "tags: the YAML tag '!!python/object/apply:os.system' is not allowed; write a plain value"
-    check_refused(workspace, f"config.yaml:34: {said}", capsys)
+    check_refused(workspace, f"config.yaml:35: {said}", capsys)
     (workspace.directory() / "model").mkdir(parents=True)
     path.rename(workspace.directory() / "config.yaml")
-    check_refused(workspace, f"runs/tiny/config.yaml:34: {said}", capsys, "evaluate", "runs/tiny")
+    check_refused(workspace, f"runs/tiny/config.yaml:35: {said}", capsys, "evaluate", "runs/tiny")
     workspace.configure()
     attack = _yaml_attack(trace).removeprefix("tags: ")
     message = "--set run.name: the YAML tag '!!python/object/apply:os.system' is not allowed; write a plain value"

@@ -46,7 +46,7 @@ def base_config() -> dict[str, Any]:
         "training": {"steps": 8, "batch_size": 6},
         "evaluation": {"every": "4 steps", "metrics": ["loss", "accuracy"]},
         "checkpoint": {"every": "3 steps"},
-        "logging": {"every": "2 steps"},
+        "logging": {"every": "2 steps", "report": False},
     }
 
 

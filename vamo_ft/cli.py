@@ -234,6 +234,43 @@ def _diagnose(
     diagnose(settings, out=out, samples=samples, steps=steps, batches=batches)
 
 
+@app.command("compare")
+def _compare(
+    context: typer.Context,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="What to compare; default: what the file's section names.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT", help="Of each run: '20000 evaluations', '3e14 flops', '100k tokens', '600 seconds'."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N|A,B,...", help="Their number, or the seeds themselves.")
+    ] = None,
+    learning_rates: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=A,B,...", help="Candidates of one method; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; default <output_dir>/<run name>-compare.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Use a new folder if the first one is taken.")] = False,
+) -> None:
+    """Compare methods at equal compute: learning rates chosen for each, several seeds, intervals and verdicts."""
+    from vamo_ft.commands.settings import load_comparison
+
+    loaded = load_comparison(
+        config, overrides=overrides or [], methods=methods, budget=budget, seeds=seeds, rates=learning_rates or []
+    )
+    from vamo_ft.commands.compare import compare
+
+    compare(loaded, out=out, fresh=fresh, ends_process=context.obj.ends_process)
+
+
 @app.command("export")
 def _export(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],
@@ -312,6 +349,23 @@ def _generate(
         seed=seed,
         chat=chat,
     )
+
+
+@app.command("report")
+def _report_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; default RUN/report.html, or report.html here for several runs."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the pictures as PNG files to this folder too.")
+    ] = None,
+) -> None:
+    """Write one page with pictures, results and differences of one or several runs."""
+    from vamo_ft.commands.report import report
+
+    report(runs, out=out, png=png)
 
 
 @app.command("methods")

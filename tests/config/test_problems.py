@@ -182,6 +182,24 @@ CASES: list[tuple[str, str, list[str]]] = [
         ["16: logging.every: must be a whole number above 0 and a unit, such as '200 steps', not 10"],
     ),
     (
+        "steps: 10",
+        "steps: 10\nlogging: {trackers: [tensorbord]}",
+        [
+            "16: logging.trackers.0: must be 'tensorboard', 'wandb', 'mlflow' or 'trackio', not 'tensorbord'. Did you "
+            "mean 'tensorboard'?"
+        ],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\nlogging: {trackers: [wandb, wandb]}",
+        ["16: logging.trackers: names a tracker twice"],
+    ),
+    (
+        "steps: 10",
+        "steps: 10\nlogging: {trackers: [tensorboard], project: x}",
+        ["16: logging.project: only wandb, mlflow and trackio have one; add one to trackers, or leave it out"],
+    ),
+    (
         "name: demo",
         "name: ../demo",
         ["2: run.name: must be letters, digits, '.', '_' and '-', a letter or digit first, not '../demo'"],
@@ -235,7 +253,7 @@ def test_all_problems_at_once_in_the_order_of_lines() -> None:
         "config.yaml:15: training.step: unknown key. Did you mean 'steps'?",
         "--set logging.every: must be a whole number above 0 and a unit, such as '200 steps', not 'x'",
         "--set nothing: unknown key. The keys here are run, model, data, method, objective, optimizer, schedule, "
-        "training, evaluation, checkpoint, logging",
+        "training, evaluation, checkpoint, logging, compare",
     ]
 
 

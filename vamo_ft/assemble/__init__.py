@@ -7,6 +7,7 @@ from vamo_ft.assemble.recovery import train_run
 from vamo_ft.assemble.run import Run, build_run, evaluate_model
 from vamo_ft.assemble.subject import Subject, build_subject
 from vamo_ft.assemble.surroundings import RunSurroundings, Surroundings
+from vamo_ft.assemble.trackers import build_trackers
 from vamo_ft.models.harness import TaskScore, run_tasks
 from vamo_ft.models.hub import check_push, push_folder
 
@@ -21,6 +22,7 @@ __all__ = [
     "build_card",
     "build_run",
     "build_subject",
+    "build_trackers",
     "check_push",
     "copy_model",
     "evaluate_model",

@@ -11,11 +11,11 @@ import torch
 from vamo_ft import __version__
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.divergence import check_weights
+from vamo_ft.assemble.evaluator import Verdicts, build_evaluator
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.ranking import Verdicts, build_ranking
 from vamo_ft.assemble.restore import remove_seed_log, restore
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
@@ -35,6 +35,7 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
+from vamo_ft.core.types import Batch, EvaluationTerms
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
 from vamo_ft.models.card import Card, write_model_card
 from vamo_ft.models.export import save_model, saved_bytes
@@ -129,6 +130,8 @@ def build_parts(
         offline=config.run.offline,
         stop_requested=stop_requested,
     )
+    if held_out is not None and config.evaluation.part is not None:
+        held_out = held_out.half(config.evaluation.part)
     _check_positions(loaded, source, *([] if held_out is None else [held_out]))
     _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
     _tell_what_is_lost(source)
@@ -188,7 +191,7 @@ def build_run(
         samples_per_epoch=source.num_samples,
     )
     evaluator = (
-        None if held_out is None else _build_evaluator(config, objective, held_out, runtime, surroundings, source)
+        None if held_out is None else build_evaluator(config, objective, held_out, runtime, surroundings, source)
     )
     verdicts = Verdicts(evaluator)
     owners: dict[str, Stateful] = {"estimator": estimator, "update_rule": update_rule, "metrics": metrics}
@@ -278,11 +281,21 @@ def build_run(
 
 
 def evaluate_model(
-    config: RunConfig, data_set: DataSetConfig, *, weights: Path, progress: Progress
+    config: RunConfig,
+    data_set: DataSetConfig,
+    *,
+    weights: Path,
+    progress: Progress,
+    stop_requested: Callable[[], bool] = lambda: False,
+    observe: Callable[[Batch, EvaluationTerms], None] = lambda batch, terms: None,
 ) -> EvaluationResult:
-    """Loss and scores on `data_set` of the model saved in `weights`.
+    """Loss and scores on `data_set` of the model saved in `weights`; of the configured half, where it is the run's own.
+
+    Args:
+        observe: is shown every batch with its samples' losses and scores.
 
     Raises:
+        StopRequested: between two batches.
         DataError: model or data are not what the configuration says.
         UsageError: the model has no positions for the longest sample.
     """
@@ -297,6 +310,8 @@ def evaluate_model(
         position_ids=loaded.accepts_position_ids,
         offline=config.run.offline,
     )
+    if data_set == config.data.evaluation and config.evaluation.part is not None:
+        held_out = held_out.half(config.evaluation.part)
     _check_positions(loaded, held_out)
     _check_vocabulary(config, loaded, held_out)
     return evaluate(
@@ -305,7 +320,8 @@ def evaluate_model(
         runtime,
         token_budget=config.training.forward_batch_tokens,
         progress=progress,
-        stop_requested=lambda: False,
+        stop_requested=stop_requested,
+        observe=observe,
     )
 
 
@@ -362,33 +378,4 @@ def learning_rates(config: RunConfig, source: TrainingSamples) -> Callable[[int]
     schedule, peak, num_steps = config.schedule, config.optimizer.learning_rate, run_length(config, source)
     return lambda step: learning_rate_at(
         step, schedule=schedule.name, peak=peak, warmup_steps=schedule.warmup_steps, total_steps=num_steps
-    )
-
-
-def _build_evaluator(
-    config: RunConfig,
-    objective: Objective,
-    held_out: EvaluationSamples,
-    runtime: Runtime,
-    surroundings: RunSurroundings,
-    source: TrainingSamples,
-) -> Evaluator:
-    def run() -> EvaluationResult:
-        return evaluate(
-            objective,
-            held_out,
-            runtime,
-            token_budget=config.training.forward_batch_tokens,
-            progress=surroundings.progress,
-            stop_requested=surroundings.stop_requested,
-        )
-
-    return Evaluator(
-        run,
-        surroundings.writer,
-        metrics=config.evaluation.metrics,
-        identity=held_out.fingerprint,
-        due=due(config.evaluation.every, source),
-        num_steps=run_length(config, source),
-        ranking=build_ranking(config.evaluation),
     )

@@ -25,14 +25,20 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def logging_to(console: Console, *, file: Path | None = None) -> Iterator[None]:
-    """Within the block the program's log goes to `console`, and with dates to `file`; secrets are masked."""
+def logging_to(console: Console, *, file: Path | None = None, quiet: bool = False) -> Iterator[None]:
+    """Within the block the program's log goes to `console`, and with dates to `file`; secrets are masked.
+
+    Args:
+        quiet: the console shows warnings only.
+    """
     logger = logging.getLogger("vamo_ft")
     handlers: list[logging.Handler]
     if console.is_terminal:
         handlers = [RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")]
     else:
         handlers = [logging.StreamHandler(console.file)]
+    if quiet:
+        handlers[0].setLevel(logging.WARNING)
     if file is not None:
         handlers.append(_LogFile(file, encoding="utf-8", errors="backslashreplace"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -5,7 +5,6 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,67 +13,11 @@ from vamo_ft.config.method import METHOD_NAMES
 from vamo_ft.config.presets import preset_values
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.section import Section
+from vamo_ft.config.starters import STARTERS
 from vamo_ft.config.yaml_text import write_yaml_value
 from vamo_ft.core.errors import UsageError
 
 __all__ = ["init", "starter_config"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What differs between methods; learning rates are for what is trained, a LoRA adapter or the weights."""
-
-    optimizer: str
-    learning_rate: float
-    steps: int
-    method: Mapping[str, Any]
-    adapter: bool = True
-    schedule: Mapping[str, Any] = field(default_factory=lambda: {"name": "linear", "warmup_steps": 50})
-
-
-_ZEROTH_ORDER = _Choice("sgd", 5e-5, 5000, {"probes": 1, "eps": 1e-2}, schedule={"name": "constant"})
-
-_CHOICES: Mapping[str, _Choice] = {
-    "first_order": _Choice("adamw", 1e-3, 500, {}),
-    "sgd": _Choice("sgd", 1e-1, 500, {}),
-    "adamw": _Choice("adamw", 1e-3, 500, {}),
-    "adagrad": _Choice("adagrad", 1e-2, 500, {}),
-    "vamo_literal": _Choice("sgd", 1e-1, 500, {"probes": 1, "radius": 1.5, "snapshot": {"every": "1 epoch"}}),
-    "addax": _Choice("sgd", 1e-2, 500, {"boundary": 32, "weight": 1e-3, "probes": 1, "eps": 1e-2}),
-    "forward_gradient": replace(_ZEROTH_ORDER, method={"probes": 1}),
-    "spsa": _ZEROTH_ORDER,
-    "mezo": _ZEROTH_ORDER,
-    "mezo_bcd": _ZEROTH_ORDER,
-    "lozo": _ZEROTH_ORDER,
-    "subzero": _ZEROTH_ORDER,
-    "sparse_mezo": replace(_ZEROTH_ORDER, learning_rate=1e-6, method={"probes": 1, "eps": 1e-3}, adapter=False),
-    "zo_adam": replace(_ZEROTH_ORDER, optimizer="adamw", learning_rate=1e-4),
-    "zo_sign": replace(_ZEROTH_ORDER, optimizer="sign_sgd", learning_rate=1e-5),
-    "zo_momentum": replace(_ZEROTH_ORDER, learning_rate=5e-6),
-    "zo_svrg": replace(  # the steps of a period share the snapshot's directions: together as long as one of mezo
-        _ZEROTH_ORDER,
-        learning_rate=5e-6,
-        method={"probes": 1, "eps": 1e-2, "snapshot": {"every": "8 steps", "set": {"subset": 1024}}},
-    ),
-    "mezo_svrg": replace(  # the full step is as long as one of mezo
-        _ZEROTH_ORDER,
-        learning_rate=5e-6,
-        method={
-            "probes": 1,
-            "eps": 1e-2,
-            "snapshot": {"every": "2 steps", "set": {"subset": 512}},
-            "full_step_scale": 10.0,
-        },
-    ),
-    "svrg": _Choice(
-        "adamw",
-        1e-3,
-        500,
-        {"alpha": 1.0, "alpha_decay": "linear", "snapshot": {"every": "1 epoch", "set": "all"}},
-    ),
-    "vamo": _Choice("adamw", 1e-3, 500, {"probes": 2, "eps": "auto", "snapshot": {"every": "1 epoch", "set": "all"}}),
-}
-
 
 _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SST2: Mapping[str, Any] = {  # a part, so that a snapshot pass is short
@@ -116,7 +59,7 @@ def starter_config(method: str, *, model: str = _MODEL, data: str | None = None)
     values = _values(method, model=model, data=data)
     subject = "tell good reviews from bad ones" if data is None else f"learn {data}"
     lines = [
-        f"# Trains {'a LoRA adapter' if _CHOICES[method].adapter else 'the weights'} to {subject}.",
+        f"# Trains {'a LoRA adapter' if STARTERS[method].adapter else 'the weights'} to {subject}.",
         "# 'vamo-ft validate' lists every key with its default and where each value comes from.",
         *_lines(_resolved(values), values, indent=""),
     ]
@@ -124,7 +67,7 @@ def starter_config(method: str, *, model: str = _MODEL, data: str | None = None)
 
 
 def _values(method: str, *, model: str, data: str | None) -> dict[str, Any]:
-    choice = _CHOICES[method]
+    choice = STARTERS[method]
     adapter = {"adapter": {"type": "lora", "r": 8, "alpha": 16.0, "target_modules": "all-linear"}}
     period = f"{choice.steps // 10} steps"
     return {

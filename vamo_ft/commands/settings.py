@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from os.path import isdir, isfile
 from pathlib import Path
 
-from vamo_ft.config.load import load_config
+from vamo_ft.config.load import LoadedConfig, load_config
 from vamo_ft.config.schema import AdapterConfig, ModelConfig, RunConfig
 from vamo_ft.core.errors import UsageError
 
-__all__ = ["Subject", "find_run", "find_seed_log", "find_subject", "load_settings"]
+__all__ = ["Subject", "find_run", "find_seed_log", "find_subject", "load_comparison", "load_settings"]
 
 
 def load_settings(config_path: Path, *, overrides: Sequence[str]) -> RunConfig:
@@ -20,10 +20,50 @@ def load_settings(config_path: Path, *, overrides: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: with every problem found.
     """
-    config = load_config(config_path, overrides=overrides).config
-    if config.run.offline:
+    return _made_known(load_config(config_path, overrides=overrides)).config
+
+
+def load_comparison(
+    config_path: Path,
+    *,
+    overrides: Sequence[str],
+    methods: str | None,
+    budget: str | None,
+    seeds: str | None,
+    rates: Sequence[str],
+) -> LoadedConfig:
+    """The configuration with its `compare` section, to which the options add.
+
+    Args:
+        methods: labels, separated by commas.
+        budget: as `compare.budget`.
+        seeds: a number, or seeds separated by commas.
+        rates: `LABEL=A,B`.
+
+    Raises:
+        ConfigError: with every problem found.
+        UsageError: an option cannot be read.
+    """
+    added = list(overrides)
+    if budget is not None:
+        added.append(f"compare.budget={budget}")
+    if seeds is not None:
+        added.append(f"compare.seeds={f'[{seeds}]' if ',' in seeds else seeds}")
+    for item in rates:
+        label, equals, values = item.partition("=")
+        if not (label and equals and values) or "." in label:
+            raise UsageError(f"--learning-rates {item}: write it as METHOD=A,B, such as mezo=1e-5,1e-4")
+        added.append(f"compare.methods.{label}.learning_rates=[{values}]")
+    labels = [] if methods is None else [label.strip() for label in methods.split(",")]
+    if methods is not None and not all(labels):
+        raise UsageError(f"--methods {methods}: write names separated by commas, such as vamo,mezo")
+    return _made_known(load_config(config_path, overrides=added, methods=labels))
+
+
+def _made_known(loaded: LoadedConfig) -> LoadedConfig:
+    if loaded.config.run.offline:
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    return config
+    return loaded
 
 
 def find_run(target: Path) -> tuple[Path, Path]:

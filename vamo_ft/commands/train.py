@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from os.path import exists
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vamo_ft.assemble import Run, RunSurroundings, build_card, train_run
+from vamo_ft.assemble import Run, RunSurroundings, build_card, build_trackers, train_run
 from vamo_ft.commands.console import logging_to
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
@@ -28,8 +29,10 @@ from vamo_ft.training.rundir import RunDirectory, environment, write_json, write
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
+from vamo_ft.training.state import RunState
+from vamo_ft.training.trackers import Trackers
 
-__all__ = ["train"]
+__all__ = ["train", "train_quietly"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -54,11 +57,18 @@ def train(
     if fresh:
         config = _with_new_name(config)
     directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
+    trackers = build_trackers(config, directory.root, mask=masked)
     taken_over = directory.lock()
     signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
     try:
         _train_or_resume(
-            config, directory, resume=resume, taken_over=taken_over, signals=signals, allow_changes=allow_changes
+            config,
+            directory,
+            trackers,
+            resume=resume,
+            taken_over=taken_over,
+            signals=signals,
+            allow_changes=allow_changes,
         )
     finally:
         directory.unlock()
@@ -67,6 +77,7 @@ def train(
 def _train_or_resume(
     config: RunConfig,
     directory: RunDirectory,
+    trackers: Trackers,
     *,
     resume: str,
     taken_over: str | None,
@@ -78,15 +89,95 @@ def _train_or_resume(
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
         console = Console(stderr=True)
-        with logging_to(console, file=directory.log), signals, _status_of(directory, signals) as outcome:
-            if taken_over is not None:
-                _log.warning("%s: taken over from %s", directory.root, taken_over)
-            for warning in config_warnings(config):
-                _log.warning("%s", warning)
-            checkpoint = _starting_point(directory, resume)
-            outcome |= _train(
-                config, directory, checkpoint, console=console, signals=signals, allow_changes=allow_changes
-            )
+        with logging_to(console, file=directory.log), signals, trackers:
+            with _status_of(directory, signals) as outcome:
+                if taken_over is not None:
+                    _log.warning("%s: taken over from %s", directory.root, taken_over)
+                for warning in config_warnings(config):
+                    _log.warning("%s", warning)
+                checkpoint = _starting_point(directory, resume)
+                finished = _train(
+                    config,
+                    directory,
+                    checkpoint,
+                    trackers,
+                    console=console,
+                    signals=signals,
+                    allow_changes=allow_changes,
+                )
+                outcome |= finished.facts
+                _print_summary(finished, directory)
+            if config.logging.report:
+                _write_report(directory)
+
+
+def train_quietly(config: RunConfig, *, console: Console, signals: StopSignals, seconds: float | None) -> bool:
+    """Trains one run of several, or goes on with it; shows progress and warnings alone.
+
+    Args:
+        signals: entered by the caller.
+        seconds: of training after which the run stops as on a signal; None: no limit.
+
+    Returns:
+        Whether it came to its end, now or before; False where `seconds` stopped it.
+
+    Raises:
+        StopRequested: a signal came.
+        VamoFtError: as `train`.
+    """
+    directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
+    trackers = build_trackers(config, directory.root, mask=masked)
+    clock = _TrainingClock(seconds)
+    directory.lock()
+    try:
+        with _write_errors_explained(directory):
+            if _is_finished(directory, config):
+                return True
+            quiet = logging_to(console, file=directory.log, quiet=True)
+            with quiet, trackers, _status_of(directory, signals) as outcome:
+                checkpoint = _starting_point(directory, "auto")
+                finished = _train(
+                    config, directory, checkpoint, trackers, console=console, signals=signals, clock=clock
+                )
+                outcome |= finished.facts
+    except StopRequested:
+        if signals.cause is not None:
+            raise
+        return False
+    finally:
+        directory.unlock()
+    return True
+
+
+@dataclass(slots=True)
+class _TrainingClock:
+    """Whether a run has trained for long enough, by its own count of seconds."""
+
+    limit: float | None = None
+    state: RunState | None = None
+
+    def is_over(self) -> bool:
+        return self.limit is not None and self.state is not None and self.state.seconds >= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A run at its end.
+
+    Attributes:
+        saved: the step of the final model, and what was measured there.
+        stopped_early: whether for want of an improvement.
+    """
+
+    run: Run
+    saved: Mapping[str, Any]
+    stopped_early: bool
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What status.json says of it."""
+        step = self.run.trainer.state.step
+        return {"step": step, "stopped_early": self.stopped_early, "model_step": self.saved["step"]}
 
 
 @contextmanager
@@ -108,13 +199,16 @@ def _train(
     config: RunConfig,
     directory: RunDirectory,
     checkpoint: Checkpoint | None,
+    trackers: Trackers,
     *,
     console: Console,
     signals: StopSignals,
-    allow_changes: bool,
-) -> dict[str, Any]:
-    """Trains, saves the model and prints the summary; returns what status.json says of a finished run."""
-    with MetricsWriter(directory.metrics) as writer:
+    allow_changes: bool = False,
+    clock: _TrainingClock | None = None,
+) -> _Finished:
+    """Trains from `checkpoint`, or from the start, and saves the final model."""
+    clock = _TrainingClock() if clock is None else clock
+    with MetricsWriter(directory.metrics, listeners=[trackers.write]) as writer:
         if checkpoint is None:
             writer.truncate_to(0)  # lines of an attempt that ended before its first checkpoint
         surroundings = RunSurroundings(
@@ -122,10 +216,11 @@ def _train(
             seed_log=directory.seed_log,
             writer=writer,
             progress=ConsoleProgress(console),
-            stop_requested=signals.requested,
+            stop_requested=lambda: signals.requested() or clock.is_over(),
         )
 
         def announce(run: Run, start: Checkpoint | None) -> None:
+            clock.state = run.trainer.state
             write_text(directory.config, dump_config(config))
             write_json(directory.environment, environment(run.device_name))
             if start is not None:
@@ -138,6 +233,7 @@ def _train(
                 run.trainer.source.num_samples,
                 run.trainer.num_steps,
             )
+            trackers.go_on(None if start is None else run.trainer.state.step)
 
         run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce, allow_changes=allow_changes)
     step = run.trainer.state.step
@@ -149,8 +245,19 @@ def _train(
         )
     with memory_errors_explained("saving the final model"):
         saved = _save_final_model(run, config, directory)
-    _print_summary(run, directory, saved=saved)
-    return {"step": step, "stopped_early": early, "model_step": saved["step"]}
+    return _Finished(run, saved, early)
+
+
+def _write_report(directory: RunDirectory) -> None:
+    """Writes the page of a finished run; without it, the run is finished all the same."""
+    try:
+        from vamo_ft.commands.report import write_report  # loads what draws, which nothing before needs
+
+        write_report([directory.root], out=directory.report)
+    except Exception as error:
+        _log.warning("%s: cannot be written (%s: %s)", directory.report, type(error).__name__, error)
+    else:
+        print(f"report: {directory.report}")
 
 
 def _with_new_name(config: RunConfig) -> RunConfig:
@@ -246,8 +353,9 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> M
     return saved
 
 
-def _print_summary(run: Run, directory: RunDirectory, *, saved: Mapping[str, Any]) -> None:
+def _print_summary(finished: _Finished, directory: RunDirectory) -> None:
     """Before and after, the best step, the cost, and the next command."""
+    run, saved = finished.run, finished.saved
     state = run.trainer.state
     console = Console()
     if run.evaluator is not None:

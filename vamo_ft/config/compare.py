@@ -1,9 +1,9 @@
 """Which keys of a configuration may change when a run is continued."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["meaning_changes"]
+__all__ = ["leaves", "meaning_changes"]
 
 _FREE = (
     "run.name",
@@ -21,24 +21,30 @@ _FREE = (
     "evaluation",
     "checkpoint",
     "logging",
+    "compare",
 )
-"""Length, time, memory, evaluation and record keeping. Another length moves a linear or cosine schedule, and another
-cut into micro-batches changes rounding and dropout masks; everything else would make it another run."""
+"""Length, time, memory, evaluation, record keeping and comparisons. Another length moves a linear or cosine schedule,
+and another cut into micro-batches changes rounding and dropout masks; everything else would make it another run."""
 
 
-def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys, other than free ones, in which two resolved configurations differ, as `key: old -> new`."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = _FREE) -> list[str]:
+    """The keys in which two resolved configurations differ, as `key: old -> new`.
+
+    Args:
+        free: keys and sections that may differ.
+    """
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{section}.") for section in free)
     ]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a resolved configuration; a list is one value."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

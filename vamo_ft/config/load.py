@@ -1,5 +1,6 @@
 """From a file to a `RunConfig` or an `ExperimentConfig`, with every problem named by file, line and key."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from vamo_ft.config.arms import Arm, arm_values, candidates
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.paper import ExperimentConfig, arm_run
 from vamo_ft.config.presets import preset_values
@@ -30,19 +32,22 @@ class LoadedConfig:
     Attributes:
         config: every key resolved.
         sources: dotted key of every value -> `config.yaml:12`, `--set`, `preset mezo` or `default`.
+        arms: the methods of its `compare` section.
     """
 
     config: RunConfig
     sources: Mapping[str, str]
+    arms: Sequence[Arm] = ()
 
 
-def load_config(path: Path, *, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(path: Path, *, overrides: Sequence[str] = (), methods: Sequence[str] = ()) -> LoadedConfig:
     """Reads, overrides, presets and validates.
 
     An override wins over the file, the file over what the method's name presets, and that over the schema's default.
 
     Args:
         overrides: `method.probes=4`; the value is YAML.
+        methods: labels in the `compare` section, which then has no others; new ones are added. Empty: as written.
 
     Raises:
         ConfigError: with all problems found, in the order of their lines.
@@ -50,9 +55,13 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> LoadedConfig:
     draft = _read(path)
     for override in overrides:
         draft.override(override)
+    if methods:
+        draft.choose(methods)
+    raw = copy.deepcopy(draft.values)
     draft.preset()
     config = draft.validated(RunConfig)
-    return LoadedConfig(config, {dotted(leaf): draft.source(leaf) for leaf in _leaves(_plain(config))})
+    sources = {dotted(leaf): draft.source(leaf) for leaf in _leaves(_plain(config))}
+    return LoadedConfig(config, sources, draft.arms(config, raw))
 
 
 def load_experiment(path: Path, *, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -123,6 +132,31 @@ class _Draft:
             if _is_open(self.values, path):
                 assert isinstance(method, Mapping)
                 self._put(path, value, source=f"preset {method['name']}")
+
+    def choose(self, methods: Sequence[str]) -> None:
+        """Leaves these labels in the `compare` section, and adds those that are new."""
+        compare = self.values.get("compare")
+        written = compare.get("methods") if isinstance(compare, Mapping) else None
+        known = written if isinstance(written, Mapping) else {}
+        self._put(("compare", "methods"), {label: known.get(label) for label in methods}, source="--methods")
+
+    def arms(self, config: RunConfig, raw: Mapping[str, Any]) -> list[Arm]:
+        """The methods that are compared; `raw` are the values before presets."""
+        arms = []
+        for label, arm in config.compare.methods.items() if config.compare is not None else ():
+            path = ("compare", "methods", label)
+            try:
+                rates = candidates(raw, label, arm)
+                run = RunConfig.model_validate(arm_values(raw, label, arm, learning_rate=rates[0]))
+                arms.append(Arm(label, run, rates))
+            except ValidationError as error:  # a ValueError, too
+                for problem in find_problems(error, schema=RunConfig):
+                    text = f"{dotted(problem.path)}: {problem.text}" if problem.path else problem.text
+                    self.problems.append(self.locate(Problem(path, text)))
+            except ValueError as error:
+                self.problems.append(self.locate(Problem(path, str(error))))
+        self.raise_problems()
+        return arms
 
     def validated(self, schema: type[Schema]) -> Schema:
         try:

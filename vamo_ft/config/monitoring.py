@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vamo_ft.config.objective import GENERATED_METRICS
 from vamo_ft.config.period import Period
@@ -18,6 +18,11 @@ class EvaluationConfig(Section):
         min_length=1,
         description="loss (mean per supervised token), accuracy (classification), exact_match and f1 of generated "
         "answers (prompt_completion, and the last turn of a chat)",
+    )
+    part: Literal["tune", "test"] | None = Field(
+        None,
+        description="one half of data.evaluation, drawn without regard to the seed: tune, to choose settings by, or "
+        "test, to report; null: all of it",
     )
     max_new_tokens: int = Field(32, gt=0, description="exact_match, f1: longest answer that is generated, in tokens")
     metric_for_best_model: str | None = Field(
@@ -81,7 +86,33 @@ class CheckpointConfig(Section):
     )
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class LoggingConfig(Section):
     """What is written while training."""
 
     every: Period = Field(Period(10, "step"), description="period of training lines in metrics.jsonl and the log")
+    trackers: list[TrackerName] = Field(
+        [], description="what else gets the lines of metrics.jsonl; a tracker that fails never ends the run"
+    )
+    project: str | None = Field(
+        None,
+        min_length=1,
+        description="project (wandb, trackio) or experiment (mlflow); null: WANDB_PROJECT, TRACKIO_PROJECT or "
+        "MLFLOW_EXPERIMENT_NAME, else vamo-ft",
+    )
+    report: bool = Field(True, description="write report.html, a page with pictures, when the run is finished")
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_tracker_once(cls, value: list[TrackerName]) -> list[TrackerName]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a tracker twice")
+        return value
+
+    @model_validator(mode="after")
+    def _some_tracker_has_projects(self) -> "LoggingConfig":
+        if self.project is not None and not set(self.trackers) - {"tensorboard"}:
+            raise ValueError("project: only wandb, mlflow and trackio have one; add one to trackers, or leave it out")
+        return self

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vamo_ft.config.comparison import CompareConfig
 from vamo_ft.config.data import DataConfig
 from vamo_ft.config.method import (
     OPTIMIZERS,
@@ -229,6 +230,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    compare: CompareConfig | None = Field(None, description="methods that 'vamo-ft compare' compares")
 
     @model_validator(mode="after")
     def _method_and_optimizer_agree(self) -> "RunConfig":
@@ -294,6 +296,16 @@ class RunConfig(Section):
                 "data.evaluation: required to find the best model; name held-out data, or leave "
                 "evaluation.metric_for_best_model, load_best_model_at_end and early_stopping_patience out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _compared_metric_is_evaluated(self) -> "RunConfig":
+        if self.compare is None:
+            return self
+        if self.data.evaluation is None:
+            raise ValueError("data.evaluation: a comparison needs held-out data")
+        if self.compare.metric not in (None, *self.evaluation.metrics):
+            raise ValueError(f"compare.metric: {self.compare.metric} is not one of evaluation.metrics")
         return self
 
     @model_validator(mode="after")

@@ -94,6 +94,11 @@ class BlockDirections:
         """d, of all blocks together."""
         return self._directions.numel
 
+    @property
+    def num_blocks(self) -> int:
+        """Length of a cycle, in steps."""
+        return len(self._blocks)
+
     def block(self, keys: Sequence[HashKey]) -> Block:
         """The block that the directions reach."""
         seed, _, step, _ = keys[0]

@@ -34,6 +34,7 @@ class Domain(IntEnum):
     FACTOR = 7
     PROBLEM = 8
     DIAGNOSIS = 9
+    PART = 16
 
 
 class HashKey(NamedTuple):

@@ -25,6 +25,7 @@ from vamo_ft.data.examples import Example, TokenizedData
 from vamo_ft.data.formatting import format_rows, read_documents
 from vamo_ft.data.order import SampleOrder
 from vamo_ft.data.packing import pack
+from vamo_ft.data.parts import Part, part_indices
 from vamo_ft.data.sources import load_rows
 from vamo_ft.data.text import tokenize_documents
 from vamo_ft.data.tokenization import (
@@ -139,21 +140,30 @@ class EvaluationSamples:
     Args:
         data: the tokenized samples.
         layout: how they are put into a batch.
+        part: the half of them that is gone through; None: all.
     """
 
-    def __init__(self, data: TokenizedData, *, layout: Layout) -> None:
+    def __init__(self, data: TokenizedData, *, layout: Layout, part: Part | None = None) -> None:
         self.data = data
         self._layout = layout
+        self._part = part
+        self.indices: Sequence[int] = range(len(data)) if part is None else part_indices(len(data), part)
+        """The samples in `data` that are gone through, ascending."""
 
     @property
     def num_samples(self) -> int:
-        """Number of samples."""
-        return len(self.data)
+        """Number of samples that are gone through."""
+        return len(self.indices)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of every token and label, and of what they are scored by."""
-        return sha256(f"{self.data.fingerprint} {self._layout.scored_by}".encode()).hexdigest()
+        """SHA-256 of every token and label, of what they are scored by, and of which half is meant."""
+        part = "" if self._part is None else f" {self._part}"
+        return sha256(f"{self.data.fingerprint} {self._layout.scored_by}{part}".encode()).hexdigest()
+
+    def half(self, part: Part) -> "EvaluationSamples":
+        """A half of the data."""
+        return EvaluationSamples(self.data, layout=self._layout, part=part)
 
     @property
     def longest(self) -> int:
@@ -167,7 +177,7 @@ class EvaluationSamples:
 
     def groups(self, *, token_budget: int) -> list[tuple[int, ...]]:
         """The samples of each batch, so that their number is known beforehand."""
-        return self._layout.groups(self.data, range(self.num_samples), token_budget=token_budget)
+        return self._layout.groups(self.data, self.indices, token_budget=token_budget)
 
 
 def load_samples(

@@ -10,21 +10,20 @@ from vamo_ft.core.hashing import Domain, HashKey
 __all__ = ["Interval", "resamples"]
 
 _DRAWS = 1000
-_LEVELS = (0.05, 0.95)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with the interval that holds nine tenths of its bootstrap distribution."""
+    """An estimate with the interval that holds the middle of its bootstrap distribution."""
 
     value: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, value: Tensor, draws: Tensor) -> "Interval":
-        """From () an estimate and (R,) its values on resamples."""
-        low, high = torch.quantile(draws, draws.new_tensor(_LEVELS)).tolist()
+    def of(cls, value: Tensor, draws: Tensor, *, share: float = 0.9) -> "Interval":
+        """From () an estimate and (R,) its values on resamples, of which the middle `share` counts."""
+        low, high = torch.quantile(draws, draws.new_tensor([(1 - share) / 2, (1 + share) / 2])).tolist()
         return cls(float(value), low, high)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.memory import largest_of, memory_explained
 from vamo_ft.core.protocols import Objective, Progress, Runtime
-from vamo_ft.core.types import Batch
+from vamo_ft.core.types import Batch, EvaluationTerms
 
 __all__ = ["EvaluationResult", "EvaluationSource", "evaluate"]
 
@@ -51,8 +51,12 @@ def evaluate(
     token_budget: int,
     progress: Progress,
     stop_requested: Callable[[], bool],
+    observe: Callable[[Batch, EvaluationTerms], None] = lambda batch, terms: None,
 ) -> EvaluationResult:
     """One pass over `source` with dropout off.
+
+    Args:
+        observe: is shown every batch with its samples' losses and scores.
 
     Raises:
         StopRequested: between two batches.
@@ -67,6 +71,7 @@ def evaluate(
                 raise StopRequested("stopped in an evaluation")
             with _memory_of(batch), runtime.autocast():
                 terms = objective.evaluate(batch.to(runtime.device))
+            observe(batch, terms)
             loss += terms.loss.total.double().sum()
             weight += terms.loss.count.double().sum()
             for name, score in terms.scores.items():

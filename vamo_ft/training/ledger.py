@@ -3,8 +3,10 @@
 import resource
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from statistics import mode
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from vamo_ft.core.types import Work
 from vamo_ft.training.matrices import MatrixProduct
 
-__all__ = ["Ledger", "peak_memory_bytes"]
+__all__ = ["Ledger", "peak_memory_bytes", "reset_peak_memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,16 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Begins `peak_memory_bytes` anew at what is held now, where the system allows it (CUDA, Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
 
 
 def _forward(products: Iterable[MatrixProduct]) -> int:

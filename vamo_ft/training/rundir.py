@@ -35,6 +35,7 @@ class RunDirectory:
         self.checkpoints = root / "checkpoints"
         self.model = root / "model"
         self.status = root / "status.json"
+        self.report = root / "report.html"
         self._lock: int | None = None
         self._lease: Lease | None = None
 

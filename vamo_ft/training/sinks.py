@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,14 +21,18 @@ class MetricsWriter:
     Every line is standard JSON, which has no word for NaN and infinity: numbers that are not finite become null. A
     line reaches the operating system when it is written, and the disk at `flush`. Where it cannot be written, on a full
     disk, it waits in memory for the next one, with a warning; the file never ends within a line.
+
+    Args:
+        listeners: are given every record too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, listeners: Sequence[Callable[[Mapping[str, Any]], None]] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._waiting: list[bytes] = []
         self._failed = False
+        self._listeners = listeners
 
     def __enter__(self) -> Self:
         return self
@@ -48,6 +52,8 @@ class MetricsWriter:
         line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         self._waiting.append(line.encode())
         self._write_waiting()
+        for listener in self._listeners:
+            listener(record)
 
     def flush(self) -> None:
         """Makes what was written durable, as far as the disk has room."""
