@@ -91,7 +91,10 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs/a/seedlog.bin").touch()
     assert run(["export", "runs/a", "out", "--merge"]) == 0
     assert run(["export", "runs/a", "out", "--from-seedlog", "base", "--steps", "3"]) == 0
-    exported = {"out": Path("out"), "base": None, "steps": None, "merge": False}
+    written = ["--dtype", "bfloat16", "--max-shard-size", "1MB", "--push-to-hub", "a/b", "--private"]
+    assert run(["export", "runs/a", "out", *written]) == 0
+    as_is = {"dtype": None, "max_shard_size": None, "push_to_hub": None, "private": False}
+    exported = {"out": Path("out"), "base": None, "steps": None, "merge": False, **as_is}
     plain = {"allow_changes": False, "ends_process": False}
     assert calls == [
         ("demo", {"resume": "auto", "fresh": False, **plain}),
@@ -100,6 +103,17 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
         ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None, "predictions": None}),
         ("demo", {**exported, "source": Path("runs/a/model"), "merge": True}),
         ("demo", {**exported, "source": Path("runs/a/seedlog.bin"), "base": "base", "steps": 3}),
+        (
+            "demo",
+            {
+                **exported,
+                "source": Path("runs/a/model"),
+                "dtype": "bfloat16",
+                "max_shard_size": "1MB",
+                "push_to_hub": "a/b",
+                "private": True,
+            },
+        ),
     ]
 
 

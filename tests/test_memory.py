@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from tests.toys import SilentProgress
 from tests.workspace import LORA, VAMO, Workspace, merged
+from vamo_ft.assemble import parts
 from vamo_ft.assemble import run as assembly
 from vamo_ft.assemble.micro_batch import largest_that_fits
 from vamo_ft.core.errors import DeviceMemoryError
@@ -113,7 +114,7 @@ def test_the_phase_its_size_and_the_remedy_are_named(
         text["data"]["format"] = config["data"]["format"]
         (workspace.root / "config.yaml").write_text(yaml.safe_dump(text))
     if phase in ("step", "snapshot"):
-        monkeypatch.setattr(assembly, "_build_ledger", lambda *_: None)  # it evaluates too, before the first step
+        monkeypatch.setattr(parts, "_build_ledger", lambda *_: None)  # it evaluates too, before the first step
     if phase == "step":
         workspace.configure({**config, "data": {"evaluation": None}, "evaluation": {"metrics": ["loss"]}})
     monkeypatch.setattr(owner, name, exhaust)
@@ -223,7 +224,7 @@ def test_auto_takes_the_whole_batch_where_it_fits_and_refuses_where_nothing_does
     workspace.configure({"training": {"micro_batch_size": "auto", "steps": 2}})
     assert workspace.train() == 0
     assert "auto takes 6 of 6 samples" in capsys.readouterr().err
-    monkeypatch.setattr(assembly, "_build_ledger", lambda *_: None)
+    monkeypatch.setattr(parts, "_build_ledger", lambda *_: None)
     limit(monkeypatch, 0)
     assert workspace.train("--fresh") == 4
     assert "out of memory in a pass over the longest sample alone" in capsys.readouterr().err

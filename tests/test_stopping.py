@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.workspace import LORA, MEZO, VAMO, Workspace, merged
-from vamo_ft.assemble import run as assembly
+from vamo_ft.assemble import evaluator as assembly
 from vamo_ft.core.types import Batch, LossTerms
 from vamo_ft.data import loading, sources
 from vamo_ft.objectives.classification import VerbaliserClassification

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -222,6 +222,10 @@ def _evaluate(
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what the model answers to each sample, as JSON lines.")
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-evaluation-harness, in place of the run's data.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --tasks: samples of each.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Print loss and accuracy of a trained model."""
@@ -229,6 +233,11 @@ def _evaluate(
 
     config, model = find_run(target)
     settings = load_settings(config, overrides=overrides or [])
+    if tasks is not None or limit is not None:
+        from vamo_ft.commands.harness import evaluate_tasks
+
+        evaluate_tasks(settings, model=model, tasks=tasks, limit=limit, data=data)
+        return
     from vamo_ft.commands.evaluate import evaluate
 
     evaluate(settings, model=model, data=data, use_cache=not no_cache, predictions=predictions)
@@ -303,6 +312,17 @@ def _export(
         int | None, typer.Option(min=1, metavar="N", help="With --from-seedlog: after the first N steps.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base model.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision of a whole model's weights; default: that of the run."),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file of weights, such as 500MB; default 5GB.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to the Hub as well.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: make a private repository.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """Write a plain Hugging Face folder: the model, the adapter, or both merged."""
@@ -312,7 +332,52 @@ def _export(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.export import export
 
-    export(settings, source=source, out=out, base=from_seedlog, steps=steps, merge=merge)
+    export(
+        settings,
+        source=source,
+        out=out,
+        base=from_seedlog,
+        steps=steps,
+        merge=merge,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        push_to_hub=push_to_hub,
+        private=private,
+    )
+
+
+@app.command("generate")
+def _generate(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint in it, a model's folder or a Hub id.")
+    ],
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT", help="What to continue; - reads from standard input.")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the most probable token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the most probable tokens only.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is drawn.")] = 0,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--raw", help="In the chat template, or as it is; default: as in training.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print what a model answers, token by token."""
+    from vamo_ft.commands.settings import find_subject
+
+    subject = find_subject(target, overrides=overrides or [])
+    from vamo_ft.commands.generate import generate
+
+    generate(
+        subject,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        chat=chat,
+    )
 
 
 @app.command("report")
@@ -346,8 +411,14 @@ def _init(
         str, typer.Option(metavar="NAME", help="One of the names that 'vamo-ft methods' lists.")
     ] = "vamo",
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.")] = Path("config.yaml"),
+    model: Annotated[
+        str, typer.Option(metavar="PATH", help="Hub id, folder or .gguf file.")
+    ] = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Your file; its columns tell the format. Default: SST-2.")
+    ] = None,
 ) -> None:
-    """Write a commented configuration to start from."""
+    """Write a commented configuration that trains as it is."""
     from vamo_ft.commands.init import init
 
-    init(method=method, out=out)
+    init(method=method, out=out, model=model, data=data)

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import save_model_folder, tiny_gpt2, tiny_llama
 from vamo_ft.config.schema import ModelConfig
-from vamo_ft.models.export import quietly, save_model, write_model_card
+from vamo_ft.models.card import Card, write_model_card
+from vamo_ft.models.export import quietly, save_model
 from vamo_ft.models.loading import load_model
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -55,7 +56,7 @@ def test_folder_holds_no_path_but_the_users(tmp_path: Path, monkeypatch: pytest.
         loaded = load_model(config, offline=True, seed=1, weights=tmp_path / "first")
         out = tmp_path / "out" / str(adapter is None)
         save_model(loaded.model, loaded.tokenizer, out)
-        write_model_card(out, title="t", facts={})
+        write_model_card(out, Card("t", base_model="./base"))
         for path in out.iterdir():
             assert str(tmp_path).encode() not in path.read_bytes(), path.name
         if adapter is not None:
@@ -68,14 +69,3 @@ def test_weights_are_as_readable_as_the_rest(tmp_path: Path) -> None:
     loaded = load_model(ModelConfig(path=str(save_model_folder(tmp_path / "base", tiny_llama()))), offline=True, seed=1)
     save_model(loaded.model, loaded.tokenizer, tmp_path / "out")
     assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
-
-
-def test_model_card(tmp_path: Path) -> None:
-    write_model_card(tmp_path, title="sst2-vamo", facts={"configuration": "configs/sst2.yaml", "loss": "1 | 2\n3"})
-    card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\ntags:\n- vamo-ft\n---\n\n# sst2-vamo\n")
-    assert "| configuration | configs/sst2.yaml |\n| loss | 1 \\| 2 3 |\n" in card
-    assert "PeftModel" not in card
-    (tmp_path / "adapter_config.json").touch()
-    write_model_card(tmp_path, title="sst2-vamo", facts={})
-    assert "PeftModel.from_pretrained" in (tmp_path / "README.md").read_text()

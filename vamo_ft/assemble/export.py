@@ -2,39 +2,81 @@
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+from vamo_ft.assemble.card import build_card
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.seedlog import replay_seed_log
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Progress
-from vamo_ft.models.export import save_model, write_model_card
+from vamo_ft.models.card import write_model_card
+from vamo_ft.models.export import Dtype, save_model, shard_bytes
 from vamo_ft.models.loading import LoadedModel
-from vamo_ft.models.merging import merge_adapter
+from vamo_ft.models.merging import cast, merge_adapter
 
-__all__ = ["copy_model", "merge_model", "rebuild_model"]
+__all__ = ["Packaging", "copy_model", "merge_model", "rebuild_model"]
 
 _log = logging.getLogger("vamo_ft")
 
 
-def copy_model(config: RunConfig, directory: Path, *, weights: Path) -> None:
-    """The files of a saved model, with a card if it has none, as in a checkpoint."""
-    shutil.copytree(weights, directory, dirs_exist_ok=True)
-    if not (directory / "README.md").exists():
-        _write_card(config, directory)
+@dataclass(frozen=True, slots=True)
+class Packaging:
+    """How weights are written.
+
+    Attributes:
+        dtype: of a whole model's parameters; None: as they are.
+        max_shard_size: largest file of weights, such as 5GB; None: 5GB.
+    """
+
+    dtype: Dtype | None = None
+    max_shard_size: str | None = None
 
 
-def merge_model(config: RunConfig, directory: Path, *, weights: Path) -> None:
-    """The base model with the saved adapter merged into it.
+def copy_model(
+    config: RunConfig, directory: Path, *, weights: Path, run: Path, step: int, packaging: Packaging
+) -> None:
+    """The files of a saved model, or that model written anew where other files are asked for; with a card.
+
+    Raises:
+        DataError: the model is not what the configuration says.
+        UsageError: the size of files is none.
+    """
+    size = None if packaging.max_shard_size is None else shard_bytes(packaging.max_shard_size)
+    larger = size is not None and any(path.stat().st_size > size for path in weights.glob("*.safetensors"))
+    if packaging.dtype is not None or (larger and config.model.adapter is None):
+        loaded = load_run_model(config, runtime=build_run_runtime(config), weights=weights)
+        _save(config, directory, loaded, merge=False, run=run, step=step, packaging=packaging)
+    else:
+        shutil.copytree(weights, directory, dirs_exist_ok=True)
+        write_model_card(directory, build_card(config, run=run, step=step))
+
+
+def merge_model(
+    config: RunConfig, directory: Path, *, weights: Path, run: Path, step: int, packaging: Packaging
+) -> None:
+    """The base model with the saved adapter merged into it; into the whole base where training quantised it.
 
     Raises:
         DataError: base model or adapter are not what the configuration says, or the adapter cannot be merged.
     """
-    _save(config, directory, load_run_model(config, runtime=build_run_runtime(config), weights=weights), merge=True)
+    if config.model.quantization is not None:
+        _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
+    whole = config.model_copy(update={"model": config.model.model_copy(update={"quantization": None})})
+    loaded = load_run_model(whole, runtime=build_run_runtime(config), weights=weights)
+    _save(config, directory, loaded, merge=True, run=run, step=step, packaging=packaging)
 
 
 def rebuild_model(
-    config: RunConfig, directory: Path, *, seed_log: Path, base: str, steps: int | None, merge: bool, progress: Progress
+    config: RunConfig,
+    directory: Path,
+    *,
+    seed_log: Path,
+    base: str,
+    steps: int | None,
+    merge: bool,
+    packaging: Packaging,
+    progress: Progress,
 ) -> None:
     """The model, the adapter, or both merged, as `replay_seed_log` rebuilds them.
 
@@ -44,22 +86,27 @@ def rebuild_model(
     """
     loaded, num_steps = replay_seed_log(config, seed_log, base=base, steps=steps, progress=progress)
     model = config.model.model_copy(update={"path": base})
-    _save(config.model_copy(update={"model": model}), directory, loaded, merge=merge, num_steps=num_steps)
+    config = config.model_copy(update={"model": model})
+    _save(config, directory, loaded, merge=merge, run=seed_log.parent, step=num_steps, packaging=packaging, replay=True)
 
 
 def _save(
-    config: RunConfig, directory: Path, loaded: LoadedModel, *, merge: bool, num_steps: int | None = None
+    config: RunConfig,
+    directory: Path,
+    loaded: LoadedModel,
+    *,
+    merge: bool,
+    run: Path,
+    step: int,
+    packaging: Packaging,
+    replay: bool = False,
 ) -> None:
-    model = loaded.model
+    model, facts = loaded.model, {"rebuilt from the seed log": f"{step} steps"} if replay else {}
     if merge:
-        model, difference = merge_adapter(model)
-        _log.info("merged: logits differ by at most %.1e of the largest from those with the adapter", difference)
-    save_model(model, loaded.tokenizer, directory)
-    _write_card(config, directory, num_steps=num_steps)
-
-
-def _write_card(config: RunConfig, directory: Path, *, num_steps: int | None = None) -> None:
-    facts = {"base model": config.model.path, "training data": config.data.training_paths, "method": config.method.name}
-    if num_steps is not None:
-        facts["rebuilt from the seed log"] = f"{num_steps} steps"
-    write_model_card(directory, title=config.run.name, facts=facts)
+        model, check = merge_adapter(model, dtype=packaging.dtype)
+        _log.info("merged: %s", check)
+        facts["merged"] = str(check)
+    elif packaging.dtype is not None:
+        cast(model, packaging.dtype)
+    save_model(model, loaded.tokenizer, directory, max_shard_size=packaging.max_shard_size)
+    write_model_card(directory, build_card(config, run=run, step=step, facts=facts))

@@ -24,7 +24,8 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
     )
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
-    loaded.model.to(runtime.device)
+    if config.model.quantization is None:  # else it is there already, and does not move
+        loaded.model.to(runtime.device)
     return loaded
 
 

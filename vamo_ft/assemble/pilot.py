@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
-from vamo_ft.assemble.run import Parts, build_parts
+from vamo_ft.assemble.parts import Parts, build_parts
 from vamo_ft.assemble.surroundings import Surroundings, run_length
 from vamo_ft.config.method import SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
 from vamo_ft.config.period import Period

@@ -85,6 +85,8 @@ def _restore(
             case "estimator" | "directions" if not all(change.startswith(_UPDATE_ONLY) for change in changes):
                 if checkpoint.holds(name) and _has_content(checkpoint.load(name)):
                     _log.warning("the state of the %s is dropped: it belongs to other settings", name)
+            case "evaluation" if any(change.startswith("model.") for change in changes):
+                _log.warning("evaluations so far are not compared with those to come: they belong to another model")
             case "update_rule":
                 owner.load_state_dict(_surviving_moments(checkpoint.load(name), parameters, changes))
             case _:

@@ -1,60 +1,54 @@
 """Turns a configuration into a run, ready to start or to go on."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vamo_ft import __version__
-from vamo_ft.assemble.data import build_cache, tell_mixture
-from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.divergence import check_weights
+from vamo_ft.assemble.evaluator import Verdicts, build_evaluator
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
-from vamo_ft.assemble.model import build_run_runtime, load_run_model
-from vamo_ft.assemble.objective import build_loss, build_objective
-from vamo_ft.assemble.predictions import Predictions
+from vamo_ft.assemble.parts import build_parts
 from vamo_ft.assemble.restore import remove_seed_log, restore, restored_run_state
 from vamo_ft.assemble.seedlog import build_seed_logger
 from vamo_ft.assemble.space import check_space
-from vamo_ft.assemble.surroundings import RunSurroundings, due, run_length
+from vamo_ft.assemble.surroundings import (
+    RunSurroundings,
+    checkpoint_may_be_due,
+    due,
+    run_length,
+    training_line_due,
+)
 from vamo_ft.config.compare import meaning_changes
-from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.method import SvrgConfig
-from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Stateful
+from vamo_ft.core.protocols import Stateful
 from vamo_ft.core.sparse import SparseDirections
-from vamo_ft.data.loading import load_evaluation, load_samples
 from vamo_ft.data.mixture import Origin
-from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
-from vamo_ft.models.export import save_model, saved_bytes, write_model_card
+from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.models.card import Card, write_model_card
+from vamo_ft.models.export import save_model, saved_bytes
 from vamo_ft.models.fingerprint import base_fingerprint
-from vamo_ft.models.generation import text_decoder
-from vamo_ft.models.loading import LoadedModel, checkpoint_activations
-from vamo_ft.models.packing import check_packing
+from vamo_ft.models.loading import LoadedModel
 from vamo_ft.objectives.stoppable import StoppableObjective
 from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
-from vamo_ft.training.evaluation import EvaluationResult, Observer, evaluate
-from vamo_ft.training.ledger import Ledger
-from vamo_ft.training.matrices import matrix_products
 from vamo_ft.training.runtime import memory_errors_explained
 from vamo_ft.training.space import SMALL_FILES
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
 
-__all__ = ["Parts", "Run", "build_parts", "build_run", "evaluate_model", "learning_rates"]
+__all__ = ["Run", "build_run", "learning_rates"]
 
 _log = logging.getLogger("vamo_ft")
-
-_WATCHED = 8  # samples among which one is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,73 +67,17 @@ class Run:
         device = self.parameters.device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-    def save_model(self, directory: Path, *, title: str, facts: Mapping[str, str]) -> None:
-        """Writes model, tokenizer and model card in a form that loads without this program."""
-        save_model(self.loaded.model, self.loaded.tokenizer, directory)
-        write_model_card(directory, title=title, facts=facts)
+    def save_model(self, directory: Path, *, card: Card, saved: Path | None = None) -> None:
+        """Writes model, tokenizer and model card in a form that loads without this program.
 
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a method works on."""
-
-    loaded: LoadedModel
-    runtime: Runtime
-    source: TrainingSamples
-    held_out: EvaluationSamples | None
-    objective: Objective
-    parameters: TrainableParameters
-    directions: Directions | None
-    ledger: Ledger
-
-
-def build_parts(
-    config: RunConfig,
-    *,
-    weights: Path | None,
-    use_cache: bool = True,
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> Parts:
-    """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
-
-    Args:
-        use_cache: keep tokens, and take them from where they were kept.
-
-    Raises:
-        DataError: model or data are not what the configuration says.
-        UsageError: the model has no positions for the longest sample.
-        StopRequested: while the data was read.
-    """
-    runtime = build_run_runtime(config)
-    loaded = load_run_model(config, runtime=runtime, weights=weights)
-    if config.data.packing:
-        check_packing(loaded, path=config.model.path)
-    source, held_out = load_samples(
-        config.data,
-        loaded.tokenizer,
-        task=config.model.task,
-        batch_size=config.training.batch_size,
-        seed=config.run.seed,
-        metric=config.objective if isinstance(config.objective, MetricObjectiveConfig) else None,
-        answer_tokens=config.evaluation.answer_tokens,
-        position_ids=loaded.accepts_position_ids,
-        offline=config.run.offline,
-        cache=build_cache(loaded.tokenizer) if use_cache else None,
-        stop_requested=stop_requested,
-    )
-    if held_out is not None and config.evaluation.part is not None:
-        held_out = held_out.half(config.evaluation.part)
-    tell_mixture(source.mixture)
-    _check_positions(loaded, source, *([] if held_out is None else [held_out]))
-    _check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
-    _tell_what_is_lost(source)
-    objective = build_objective(config, loaded)
-    ledger = _build_ledger(config, loaded, source, runtime)
-    if config.training.activation_checkpointing:
-        checkpoint_activations(loaded.model)
-    parameters = TrainableParameters(loaded.model)
-    directions = build_directions(config, parameters, loaded.model)
-    return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)
+        Args:
+            saved: a folder with the model of another step, whose files are taken; None: the run's model as it is.
+        """
+        if saved is None:
+            save_model(self.loaded.model, self.loaded.tokenizer, directory)
+        else:
+            shutil.copytree(saved, directory)
+        write_model_card(directory, card)
 
 
 def build_run(
@@ -187,14 +125,15 @@ def build_run(
     state.micro_batch_size = micro_batch if config.training.micro_batch_size == "auto" else None
     metrics = MetricsLogger(
         surroundings.writer,
-        due=due(config.logging.every, source),
+        due=training_line_due(config, source),
         num_steps=num_steps,
         ledger=parts.ledger,
         samples_per_epoch=source.samples_per_epoch,
     )
     evaluator = (
-        None if held_out is None else _build_evaluator(config, objective, held_out, runtime, surroundings, source)
+        None if held_out is None else build_evaluator(config, objective, held_out, runtime, surroundings, source)
     )
+    verdicts = Verdicts(evaluator)
     owners: dict[str, Stateful] = {"estimator": estimator, "update_rule": update_rule, "metrics": metrics}
     if isinstance(directions, SparseDirections):
         owners["directions"] = directions
@@ -208,6 +147,7 @@ def build_run(
         path=surroundings.seed_log,
         due=due(config.logging.every, source),
         num_steps=num_steps,
+        ends_early=verdicts.ends_early,
         base=loaded.model if checkpoint is None else None,
     )
     if seed_logger is not None:
@@ -239,6 +179,7 @@ def build_run(
                 keep=config.checkpoint.keep,
                 model_bytes=model_bytes,
                 check_held=surroundings.check_held,
+                best_step=verdicts.best_step,
             )
 
     checkpoint_due = due(config.checkpoint.every, source)
@@ -248,19 +189,20 @@ def build_run(
         owners,
         parameters,
         model_bytes=model_bytes,
-        due=checkpoint_due,
+        due=checkpoint_may_be_due(config, source),
         step=state.step,
         num_steps=num_steps,
         num_samples=source.num_samples,
     )
     checkpointer = Checkpointer(
         save,
-        due=checkpoint_due,
+        due=lambda step: checkpoint_due(step) or verdicts.is_best(step),
         num_steps=num_steps,
         saved=restored_run_state(checkpoint) if checkpoint else None,
         evaluated=lambda: None if evaluator is None else evaluator.evaluated,
         at_start=config.training.on_divergence == "rollback",
         tolerant=config.checkpoint.on_error == "continue",
+        ends_early=verdicts.ends_early,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
     if seed_logger is not None:
@@ -276,68 +218,9 @@ def build_run(
         progress=surroundings.progress,
         stop_requested=surroundings.stop_requested,
         state=state,
+        ends_early=verdicts.ends_early,
     )
     return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, origin=source.origin)
-
-
-def evaluate_model(
-    config: RunConfig,
-    data_set: DataSetConfig,
-    *,
-    weights: Path,
-    progress: Progress,
-    use_cache: bool = True,
-    stop_requested: Callable[[], bool] = lambda: False,
-    observers: Sequence[Observer] = (),
-    predictions: Path | None = None,
-) -> EvaluationResult:
-    """Loss and scores on `data_set` of the model saved in `weights`; of the configured half, where it is the run's own.
-
-    Args:
-        use_cache: keep tokens, and take them from where they were kept.
-        observers: are shown every batch with its samples' losses and scores.
-        predictions: a file for what the model answers to each sample; see `Predictions`.
-
-    Raises:
-        StopRequested: between two batches.
-        DataError: model or data are not what the configuration says.
-        UsageError: the model has no positions for the longest sample, or the predictions cannot be written.
-    """
-    runtime = build_run_runtime(config)
-    loaded = load_run_model(config, runtime=runtime, weights=weights)
-    held_out = load_evaluation(
-        config.data,
-        data_set,
-        loaded.tokenizer,
-        task=config.model.task,
-        answer_tokens=config.evaluation.answer_tokens,
-        position_ids=loaded.accepts_position_ids,
-        offline=config.run.offline,
-        cache=build_cache(loaded.tokenizer) if use_cache else None,
-    )
-    if data_set == config.data.evaluation and config.evaluation.part is not None:
-        held_out = held_out.half(config.evaluation.part)
-    _check_positions(loaded, held_out)
-    _check_vocabulary(config, loaded, held_out)
-    found = Predictions(
-        config,
-        data_set,
-        held_out,
-        decode=text_decoder(loaded.tokenizer),
-        decode_all=text_decoder(loaded.tokenizer, special_tokens=True),
-    )
-    result = evaluate(
-        build_objective(config, loaded),
-        held_out,
-        runtime,
-        token_budget=config.training.forward_batch_tokens,
-        progress=progress,
-        stop_requested=stop_requested,
-        observers=observers if predictions is None else [*observers, found.observe],
-    )
-    if predictions is not None:
-        found.write(predictions)
-    return result
 
 
 def _courses(config: RunConfig) -> list[str]:
@@ -348,77 +231,9 @@ def _courses(config: RunConfig) -> list[str]:
     return courses
 
 
-def _tell_what_is_lost(source: TrainingSamples) -> None:
-    if source.data.num_truncated:
-        _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, len(source.data.rows))
-    if source.data.num_skipped:
-        _log.info("rows of the training data left out, since nothing in them is learnt: %d", source.data.num_skipped)
-
-
-def _check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
-    longest, limit = max(each.longest for each in samples), loaded.max_positions
-    if limit is not None and longest > limit:
-        raise UsageError(
-            f"data.max_length: samples take up to {longest} tokens, answers to be generated included, and the model "
-            f"has positions for {limit}; lower data.max_length (or max_new_tokens)"
-        )
-
-
-def _check_vocabulary(config: RunConfig, loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
-    """A tokenizer may know more tokens than the model, as long as the data needs none of them."""
-    rows = loaded.model.get_input_embeddings().weight.shape[0]
-    if len(loaded.tokenizer) <= rows:
-        return
-    for each in samples:
-        if (largest := each.data.largest_token) >= rows:
-            raise DataError(
-                f"model.path: {config.model.path}: the tokenizer gives token {largest}, and the model has an embedding "
-                f"for {rows} tokens; the tokenizer belongs to another model"
-            )
-
-
-def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:
-    """Prices from one pass over one sample, before anything is recomputed or replaced in the model.
-
-    Supervised tokens are told from the others by their number; of a few samples the one where it differs most serves.
-    """
-    samples = [source.batch([index]) for index in range(min(_WATCHED, source.num_samples))]
-    sample = max(samples, key=lambda batch: batch.num_tokens - batch.num_supervised)
-    products = matrix_products(build_loss(config, loaded), sample, runtime=runtime)
-    return Ledger.of(products, activation_checkpointing=config.training.activation_checkpointing)
-
-
 def learning_rates(config: RunConfig, source: TrainingSamples) -> Callable[[int], float]:
     """The learning rate of each step, counted from 0."""
     schedule, peak, num_steps = config.schedule, config.optimizer.learning_rate, run_length(config, source)
     return lambda step: learning_rate_at(
         step, schedule=schedule.name, peak=peak, warmup_steps=schedule.warmup_steps, total_steps=num_steps
-    )
-
-
-def _build_evaluator(
-    config: RunConfig,
-    objective: Objective,
-    held_out: EvaluationSamples,
-    runtime: Runtime,
-    surroundings: RunSurroundings,
-    source: TrainingSamples,
-) -> Evaluator:
-    def run() -> EvaluationResult:
-        return evaluate(
-            objective,
-            held_out,
-            runtime,
-            token_budget=config.training.forward_batch_tokens,
-            progress=surroundings.progress,
-            stop_requested=surroundings.stop_requested,
-        )
-
-    return Evaluator(
-        run,
-        surroundings.writer,
-        metrics=config.evaluation.metrics,
-        identity=held_out.fingerprint,
-        due=due(config.evaluation.every, source),
-        num_steps=run_length(config, source),
     )

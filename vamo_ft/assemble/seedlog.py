@@ -36,6 +36,7 @@ def build_seed_logger(
     path: Path,
     due: Callable[[int], bool],
     num_steps: int,
+    ends_early: Callable[[int], bool],
     base: nn.Module | None,
 ) -> SeedLogger | None:
     """The writer of the log where coefficients, keys and the first weights determine all weights; else None.
@@ -57,6 +58,7 @@ def build_seed_logger(
         digest=parameters.digest,
         due=due,
         num_steps=num_steps,
+        ends_early=ends_early,
     )
     if base is not None:
         logger.begin({"settings": _settings(config), "base": _fingerprint(parameters, base)})

@@ -37,7 +37,7 @@ def check_space(
         root: folder of the checkpoints.
         owners: whose state is saved.
         model_bytes: of the model in a checkpoint.
-        due: whether a checkpoint is, after a step.
+        due: whether a checkpoint is, or may be, after a step.
         step: steps done.
         num_samples: of the training data.
 
@@ -47,7 +47,7 @@ def check_space(
     present = {name: tensor_bytes(owner.state_dict()) for name, owner in owners.items()}
     moments = max(present.pop("update_rule"), _num_moments(config.optimizer) * 4 * parameters.numel)
     estimator = max(present.pop("estimator"), _snapshot_bytes(config, parameters, num_samples=num_samples))
-    keep = config.checkpoint.keep
+    keep = config.checkpoint.keep + (config.evaluation.ranked_by is not None)  # the best one is kept besides
     saves = (number for number in range(step + 1, num_steps + 1) if due(number) or number == num_steps)
     try:
         check_run_space(

@@ -7,7 +7,8 @@ from typing import get_args
 
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
-from vamo_ft.assemble.run import build_parts, learning_rates
+from vamo_ft.assemble.parts import build_parts
+from vamo_ft.assemble.run import learning_rates
 from vamo_ft.assemble.surroundings import Surroundings
 from vamo_ft.config.method import OPTIMIZERS, FirstOrderConfig, SpsaConfig, VamoConfig
 from vamo_ft.config.objective import MetricObjectiveConfig

@@ -10,7 +10,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Progress, SampleSource
 from vamo_ft.training.sinks import MetricsWriter
 
-__all__ = ["RunSurroundings", "Surroundings", "due", "run_length"]
+__all__ = ["RunSurroundings", "Surroundings", "checkpoint_may_be_due", "due", "run_length", "training_line_due"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,20 @@ def due(every: Period | None, source: SampleSource) -> Callable[[int], bool]:
     if every is None:
         return lambda step: False
     return lambda step: every.due(step, batch_size=source.batch_size, num_samples=source.samples_per_epoch)
+
+
+def training_line_due(config: RunConfig, source: SampleSource) -> Callable[[int], bool]:
+    """Whether a training line is: every period, and before an evaluation with which the run may end early."""
+    logged, evaluated = due(config.logging.every, source), due(config.evaluation.every, source)
+    may_end = config.evaluation.early_stopping_patience is not None
+    return lambda step: logged(step) or (may_end and evaluated(step))
+
+
+def checkpoint_may_be_due(config: RunConfig, source: SampleSource) -> Callable[[int], bool]:
+    """Whether a checkpoint is: every period, and with every evaluation that may turn out the best."""
+    saved, evaluated = due(config.checkpoint.every, source), due(config.evaluation.every, source)
+    may_be_best = config.evaluation.ranked_by is not None
+    return lambda step: saved(step) or (may_be_best and evaluated(step))
 
 
 def run_length(config: RunConfig, source: SampleSource) -> int:

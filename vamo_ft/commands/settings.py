@@ -1,15 +1,18 @@
 """What a command knows before any heavy library is loaded: its configuration, and whether it may use the network."""
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import isdir, isfile
 from pathlib import Path
 
 from vamo_ft.config.load import LoadedConfig, load_config
-from vamo_ft.config.schema import RunConfig
+from vamo_ft.config.schema import AdapterConfig, ModelConfig, RunConfig
 from vamo_ft.core.errors import UsageError
 
-__all__ = ["find_run", "find_seed_log", "load_comparison", "load_settings"]
+__all__ = ["Subject", "find_run", "find_seed_log", "find_subject", "load_comparison", "load_settings"]
 
 
 def load_settings(config_path: Path, *, overrides: Sequence[str]) -> RunConfig:
@@ -82,6 +85,46 @@ def find_run(target: Path) -> tuple[Path, Path]:
     if (target / "config.yaml").is_file():
         raise UsageError(f"{target}: this run has no final model yet; name one of its checkpoints")
     raise UsageError(f"{target}: neither a run directory nor a checkpoint in one")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to look at.
+
+    Attributes:
+        model: how it is loaded.
+        weights: folder whose values replace those of `model`; None: there is none.
+        run: the run that it comes from; None: from elsewhere.
+    """
+
+    model: ModelConfig
+    weights: Path | None
+    run: RunConfig | None
+
+
+def find_subject(target: str, *, overrides: Sequence[str]) -> Subject:
+    """What a run directory, a checkpoint, the folder of a model or an adapter, or a Hub id stands for.
+
+    Raises:
+        UsageError: a run has no model yet, or an adapter does not say which model it belongs to.
+        ConfigError: the run's configuration, with `overrides`, is not valid.
+    """
+    folder = Path(target)
+    if isfile(folder / "config.yaml") or isdir(folder / "model"):  # unlike Path's, false for a name that is too long
+        file, weights = find_run(folder)
+        run = load_settings(file, overrides=overrides)
+        return Subject(run.model, weights, run)
+    if overrides:
+        raise UsageError(f"--set: {target} is not a run, and has no settings to override")
+    if not isfile(folder / "adapter_config.json"):
+        return Subject(ModelConfig(path=target), None, None)
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UsageError(f"{target}: its adapter_config.json does not name the base model (base_model_name_or_path)")
+    return Subject(ModelConfig(path=base, adapter=AdapterConfig(type="lora")), folder, None)
 
 
 def find_seed_log(target: Path) -> tuple[Path, Path]:

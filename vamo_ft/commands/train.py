@@ -4,17 +4,18 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import exists
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vamo_ft.assemble import Run, RunSurroundings, build_trackers, train_run
+from vamo_ft.assemble import Run, RunSurroundings, build_card, build_trackers, train_run
 from vamo_ft.commands.console import logging_to, patient_console
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
@@ -22,6 +23,7 @@ from vamo_ft.config.load import dump_config
 from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
+from vamo_ft.training.best import best_model
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from vamo_ft.training.disk import full_disk_explained
 from vamo_ft.training.ledger import peak_memory_bytes
@@ -102,13 +104,13 @@ def _train_or_resume(
             return
         console = patient_console(sys.stderr)
         with logging_to(console, file=directory.log), signals, trackers:
-            with _status_of(directory, signals):
+            with _status_of(directory, signals) as outcome:
                 if taken_over is not None:
                     _log.warning("%s: taken over from %s", directory.root, taken_over)
                 for warning in config_warnings(config):
                     _log.warning("%s", warning)
                 checkpoint = _starting_point(directory, resume)
-                run = _train(
+                finished = _train(
                     config,
                     directory,
                     checkpoint,
@@ -118,7 +120,8 @@ def _train_or_resume(
                     allow_changes=allow_changes,
                     use_cache=use_cache,
                 )
-                _print_summary(run, directory)
+                outcome |= finished.facts
+                _print_summary(finished, directory)
             if config.logging.report:
                 _write_report(directory)
 
@@ -146,9 +149,12 @@ def train_quietly(config: RunConfig, *, console: Console, signals: StopSignals, 
             if _is_finished(directory, config):
                 return True
             quiet = logging_to(console, file=directory.log, quiet=True)
-            with quiet, trackers, _status_of(directory, signals):
+            with quiet, trackers, _status_of(directory, signals) as outcome:
                 checkpoint = _starting_point(directory, "auto")
-                _train(config, directory, checkpoint, trackers, console=console, signals=signals, clock=clock)
+                finished = _train(
+                    config, directory, checkpoint, trackers, console=console, signals=signals, clock=clock
+                )
+                outcome |= finished.facts
     except StopRequested:
         if signals.cause is not None:
             raise
@@ -167,6 +173,26 @@ class _TrainingClock:
 
     def is_over(self) -> bool:
         return self.limit is not None and self.state is not None and self.state.seconds >= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A run at its end.
+
+    Attributes:
+        saved: the step of the final model, and what was measured there.
+        stopped_early: whether for want of an improvement.
+    """
+
+    run: Run
+    saved: Mapping[str, Any]
+    stopped_early: bool
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What status.json says of it."""
+        step = self.run.trainer.state.step
+        return {"step": step, "stopped_early": self.stopped_early, "model_step": self.saved["step"]}
 
 
 @contextmanager
@@ -195,7 +221,7 @@ def _train(
     allow_changes: bool = False,
     use_cache: bool = True,
     clock: _TrainingClock | None = None,
-) -> Run:
+) -> _Finished:
     """Trains from `checkpoint`, or from the start, and saves the final model."""
     clock = _TrainingClock() if clock is None else clock
     metrics = MetricsWriter(directory.metrics, listeners=[trackers.write], check_held=directory.check_held)
@@ -231,9 +257,16 @@ def _train(
             trackers.go_on(None if start is None else run.trainer.state.step)
 
         run = train_run(config, surroundings, checkpoint=checkpoint, announce=announce, allow_changes=allow_changes)
+    step = run.trainer.state.step
+    if early := run.evaluator is not None and run.evaluator.gives_up(step):
+        _log.info(
+            "stopped early at step %d: no improvement in %d evaluations (evaluation.early_stopping_patience)",
+            step,
+            config.evaluation.early_stopping_patience,
+        )
     with memory_errors_explained("saving the final model"):
-        _save_final_model(run, config, directory)
-    return run
+        saved = _save_final_model(run, config, directory)
+    return _Finished(run, saved, early)
 
 
 def _write_report(directory: RunDirectory) -> None:
@@ -300,8 +333,13 @@ def _starting_point(directory: RunDirectory, resume: str) -> Checkpoint | None:
 
 
 @contextmanager
-def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
-    """Keeps status.json true, whatever happens in the block, and says what to do next."""
+def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[dict[str, Any]]:
+    """Keeps status.json true, whatever happens in the block, and says what to do next.
+
+    Yields:
+        What status.json says besides once the block is done; to be filled.
+    """
+    outcome: dict[str, Any] = {}
     directory.write_status("running")
     try:
         with (
@@ -309,7 +347,7 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
             _write_errors_explained(directory),
             full_disk_explained(directory.root),
         ):
-            yield
+            yield outcome
     except StopRequested as error:
         directory.write_status("stopped", exit_code=error.exit_code, facts={"cause": signals.cause})
         cause = "the time limit (training.max_seconds)" if signals.cause == "time limit" else signals.cause
@@ -325,18 +363,26 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[None]:
         directory.write_status("failed", exit_code=1, facts={"message": masked(f"{type(error).__name__}: {error}")})
         raise
     else:
-        directory.write_status("finished", exit_code=0)
+        directory.write_status("finished", exit_code=0, facts=outcome)
 
 
-def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> None:
-    """Writes the model aside and puts it in place of an older one."""
+def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Mapping[str, Any]:
+    """Writes the model aside and puts it in place of an older one: that of the last step, or of the best evaluation.
+
+    Returns:
+        The step that it is of, and what was measured there.
+    """
+    step, evaluator, folder = run.trainer.state.step, run.evaluator, None
+    saved: Mapping[str, Any] = {"step": step} if evaluator is None else evaluator.history[-1]
+    if evaluator is not None and evaluator.ranking is not None and config.evaluation.load_best_model_at_end:
+        best = best_model(evaluator.ranking, evaluator.history, checkpoints=directory.checkpoints, step=step)
+        if best is not None:
+            saved, folder = best
+            _log.info("the final model is that of step %d, the best %s", saved["step"], evaluator.ranking.metric)
     aside = directory.model.with_name(".model.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    facts = {"base model": config.model.path, "training data": config.data.training_paths, "method": config.method.name}
-    if run.evaluator is not None:
-        facts |= {name: f"{value:.4f}" for name, value in run.evaluator.history[-1].items() if name != "step"}
     try:
-        run.save_model(aside, title=config.run.name, facts=facts)
+        run.save_model(aside, card=build_card(config, run=directory.root, step=saved["step"]), saved=folder)
         sync_folder(aside)  # before status.json says that the run is finished
         directory.check_held()
         shutil.rmtree(directory.model, ignore_errors=True)
@@ -344,10 +390,12 @@ def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> N
         sync_directory(directory.root)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    return saved
 
 
-def _print_summary(run: Run, directory: RunDirectory) -> None:
+def _print_summary(finished: _Finished, directory: RunDirectory) -> None:
     """Before and after, the best step, the cost, and the next command."""
+    run, saved = finished.run, finished.saved
     state = run.trainer.state
     console = patient_console(sys.stdout)
     if run.evaluator is not None:
@@ -363,6 +411,7 @@ def _print_summary(run: Run, directory: RunDirectory) -> None:
         f"{state.step} steps in {state.seconds:.0f} s; {state.work.forward_samples} forward and "
         f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB"
     )
-    console.print(f"model: {directory.model}", soft_wrap=True, markup=False)
+    of_step = "" if saved["step"] == state.step else f" (of step {saved['step']}, the best evaluation)"
+    console.print(f"model: {directory.model}{of_step}", soft_wrap=True, markup=False)
     if run.evaluator is not None:
         console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True, markup=False)

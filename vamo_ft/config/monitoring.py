@@ -31,6 +31,27 @@ class EvaluationConfig(Section):
         description="one half of data.evaluation, drawn without regard to the seed: tune, to choose settings by, or "
         "test, to report; null: all of it",
     )
+    metric_for_best_model: str | None = Field(
+        None,
+        description="one of metrics: the checkpoint of the best evaluation is written and kept beside the newest ones. "
+        "Of a loss the lowest is the best, of others the highest; null: loss, where one of the next keys needs it",
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="make the model of the best evaluation the final one, in place of the last step's"
+    )
+    early_stopping_patience: int | None = Field(
+        None, gt=0, description="end the run after so many evaluations in a row without an improvement; null: never"
+    )
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="what an improvement has to exceed to count, in the metric's unit"
+    )
+
+    @property
+    def ranked_by(self) -> str | None:
+        """The metric that tells the best evaluation; None where nobody asks for it."""
+        if self.load_best_model_at_end or self.early_stopping_patience is not None:
+            return self.metric_for_best_model or "loss"
+        return self.metric_for_best_model
 
     @property
     def answer_tokens(self) -> int | None:
@@ -45,12 +66,27 @@ class EvaluationConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_best_is_measured(self) -> "EvaluationConfig":
+        if self.early_stopping_patience is None and self.early_stopping_threshold != 0:
+            raise ValueError("early_stopping_threshold: needs early_stopping_patience; add it, or leave this out")
+        if self.ranked_by is None:
+            return self
+        if self.ranked_by not in self.metrics:
+            raise ValueError(
+                f"metric_for_best_model: {self.ranked_by} is not measured; add it to metrics, or write "
+                f"{' or '.join(self.metrics)}"
+            )
+        if self.every is None:
+            raise ValueError("every: null evaluates the last step alone, and there is no best one; write a period")
+        return self
+
 
 class CheckpointConfig(Section):
     """Checkpoints, from which a run continues."""
 
     every: Period | None = Field(None, description="period in steps or epochs; null: only at the end or on a signal")
-    keep: int = Field(2, gt=0, description="newest checkpoints kept")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept; that of the best evaluation stays besides")
     on_error: Literal["stop", "continue"] = Field(
         "stop",
         description="when a periodic checkpoint cannot be written: stop with exit code 2, or warn and continue to the "

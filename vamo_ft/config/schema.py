@@ -70,6 +70,22 @@ class AdapterConfig(Section):
         return value
 
 
+class QuantizationConfig(Section):
+    """The base's matrices in 4 bits, under an adapter (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
+
+    bits: int = Field(description="bits of a weight: 4")
+    type: Literal["nf4", "fp4"] = Field("nf4", description="code of 16 values: quantiles of a normal, or floats")
+    double_quant: bool = Field(True, description="quantise the scales of the blocks too: 0.37 bits a weight less")
+    compute_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of the products")
+
+    @field_validator("bits")
+    @classmethod
+    def _bits_are_supported(cls, value: int) -> int:
+        if value != 4:
+            raise ValueError(f"must be 4, not {value}")
+        return value
+
+
 class ModelConfig(Section):
     """The model and what of it is trained."""
 
@@ -83,6 +99,9 @@ class ModelConfig(Section):
         description="precision of the weights in memory; adapters stay in float32. For bfloat16 arithmetic on float32 "
         "weights set training.autocast",
     )
+    quantization: QuantizationConfig | None = Field(
+        None, description="frozen base in 4 bits, such as {bits: 4}; null: in dtype"
+    )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention kernel; null lets transformers choose"
     )
@@ -91,6 +110,16 @@ class ModelConfig(Section):
         [], description="shell-style patterns of parameter names that are not trained, such as '*embed*'"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; off for safety")
+
+    @model_validator(mode="after")
+    def _quantised_weights_are_not_trained(self) -> "ModelConfig":
+        if self.quantization is None:
+            return self
+        if self.adapter is None:
+            raise ValueError("quantization: quantised weights are not trained; add model.adapter, or leave it out")
+        if self.path.endswith(".gguf"):
+            raise ValueError("quantization: a .gguf file is dequantised; leave it out, or name another model")
+        return self
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -264,6 +293,15 @@ class RunConfig(Section):
         for name in self.evaluation.metrics:
             if name not in ("loss", *written.metrics):
                 raise ValueError(f"evaluation.metrics: {name} needs {_FORMAT_NEEDED[name]}")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_data_to_find_the_best_model_on(self) -> "RunConfig":
+        if self.evaluation.ranked_by is not None and self.data.evaluation is None:
+            raise ValueError(
+                "data.evaluation: required to find the best model; name held-out data, or leave "
+                "evaluation.metric_for_best_model, load_best_model_at_end and early_stopping_patience out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ __all__ = [
     "encode",
     "in_chunks",
     "special_tokens",
+    "stand_in",
     "tokenize_for_classifier",
     "tokenize_for_language_model",
     "tokenize_options",
@@ -84,7 +85,7 @@ def tokenize_for_language_model(
                     f"{row}: a completion of {reserved} tokens leaves no room for the prompt within "
                     f"data.max_length {max_length}; raise it, or shorten the row"
                 )
-            prompt = (*prefix, *body) or _stand_in(tokenizer, place=row)
+            prompt = (*prefix, *body) or stand_in(tokenizer, place=row)
             truncated = len(prompt) > room
             if truncated:
                 kept = max(0, room - len(prefix))
@@ -128,7 +129,7 @@ def tokenize_for_classifier(
     for chunk in in_chunks(examples, size=_num_characters):
         for text, body in zip(chunk, encode([text.prompt for text in chunk], tokenizer), strict=True):
             row = f"{place}: row {writer.next_row + 1}"
-            prompt = (*prefix, *body[:room], *suffix) or _stand_in(tokenizer, place=row)
+            prompt = (*prefix, *body[:room], *suffix) or stand_in(tokenizer, place=row)
             writer.append(prompt, (), label=text.label, truncated=len(body) > room)
     return writer.finish()
 
@@ -167,7 +168,7 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, Ids]:
     return tuple(full[:start]), tuple(full[start + len(body) :])
 
 
-def _stand_in(tokenizer: "PreTrainedTokenizerBase", *, place: str) -> Ids:
+def stand_in(tokenizer: "PreTrainedTokenizerBase", *, place: str) -> Ids:
     """The one token of an empty prompt: a model cannot predict without any input."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:

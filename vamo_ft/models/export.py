@@ -1,22 +1,45 @@
 """Model folders that load with transformers or peft and nothing of ours."""
 
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-__all__ = ["quietly", "save_model", "saved_bytes", "write_model_card"]
+from vamo_ft.core.errors import UsageError
+
+__all__ = ["Dtype", "quietly", "save_model", "saved_bytes", "shard_bytes"]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Precisions that weights can be written in."""
+
+_MAX_SHARD_SIZE = "5GB"
 
 
-def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Writes the adapter, or the whole model, and the tokenizer; no network, no pickle.
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    max_shard_size: str | None = None,
+) -> None:
+    """Writes the adapter, or the whole model, and the tokenizer with its chat template; no network, no pickle.
 
     Loads with `from_pretrained` of transformers, or of `PeftModel` on the base model.
+
+    Args:
+        max_shard_size: largest file of a whole model's weights, as `shard_bytes` reads it, unless one tensor is larger;
+            None: 5GB.
+
+    Raises:
+        UsageError: the size is none.
     """
+    size = shard_bytes(max_shard_size or _MAX_SHARD_SIZE)
     directory.mkdir(parents=True, exist_ok=True)
     with quietly():
         if isinstance(model, PeftModel):
@@ -27,7 +50,7 @@ def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
             config = model.config.get_text_config()
             config.use_cache = True  # off in training only
             try:
-                model.save_pretrained(directory)
+                model.save_pretrained(directory, max_shard_size=size)
             finally:
                 config.use_cache = False
         tokenizer.save_pretrained(directory)
@@ -44,15 +67,17 @@ def saved_bytes(model: PreTrainedModel | PeftModel) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors.values()}.values())
 
 
-def write_model_card(directory: Path, *, title: str, facts: Mapping[str, str]) -> None:
-    """Writes `README.md`: how to load what `save_model` wrote, and a table of `facts`."""
-    if (directory / "adapter_config.json").exists():
-        use = "An adapter: load the base model with transformers, then `PeftModel.from_pretrained(model, folder)`."
-    else:
-        use = "Loads with `from_pretrained` of transformers."
-    rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.items())
-    card = f"---\ntags:\n- vamo-ft\n---\n\n# {title}\n\nFine-tuned with vamo-ft. {use}\n\n| | |\n|---|---|\n{rows}"
-    (directory / "README.md").write_text(card, encoding="utf-8")
+def shard_bytes(size: str) -> int:
+    """Bytes of a size such as `5GB` or `500MB`, decimal as everywhere on the Hub.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+)(KB|MB|GB|TB)", size.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise UsageError(f"--max-shard-size: must be a whole number of KB, MB, GB or TB, such as 5GB, not {size!r}")
+    units: dict[str, int] = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    return int(match[1]) * units[match[2]]
 
 
 @contextmanager
@@ -69,7 +94,3 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -18,12 +18,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.schema import ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
@@ -185,7 +186,7 @@ def _load(
         dtype=_DTYPES[config.dtype],
         attn_implementation=config.attn_implementation,
         use_safetensors=None if "gguf_file" in source else True,
-        quantization_config=GgufConfig(dequantize=True) if "gguf_file" in source else None,
+        **_quantized(config, source),
         adapter_kwargs={"local_files_only": source["local_files_only"]},  # it looks for adapters too, by other means
         ignore_mismatched_sizes=True,  # reported below in one line
         output_loading_info=True,
@@ -205,6 +206,35 @@ def _load(
     # from, and where pad is the end-of-text token its row has to learn.
     model.get_input_embeddings().padding_idx = None
     return model, sorted({name.rpartition(".")[0] for name in missing})
+
+
+def _quantized(config: ModelConfig, source: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights that are, or are to be, quantised."""
+    if "gguf_file" in source:
+        return {"quantization_config": GgufConfig(dequantize=True)}
+    if config.quantization is None:
+        return {}
+    _check_quantization()
+    return {
+        "quantization_config": _four_bits(config.quantization),
+        "device_map": {"": torch.cuda.current_device()},  # they are quantised on their way to the device
+    }
+
+
+def _check_quantization() -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise DataError("model.quantization: needs another package: pip install 'vamo-ft[bitsandbytes]'")
+    if not torch.cuda.is_available():
+        raise DataError("model.quantization: needs a CUDA device, and there is none; leave it out")
+
+
+def _four_bits(config: QuantizationConfig) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.type,
+        bnb_4bit_use_double_quant=config.double_quant,
+        bnb_4bit_compute_dtype=_DTYPES[config.compute_dtype],
+    )
 
 
 def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:

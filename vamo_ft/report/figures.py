@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.report.collect import RunRecord
 from vamo_ft.report.series import Series
 
 __all__ = ["Fact", "differences", "facts_of", "next_commands"]
 
-_LOWER_IS_BETTER = ("loss", "perplexity")
 _MISSING = "–"
 
 
@@ -77,7 +77,7 @@ def _best(name: str, series: Series) -> str:
     """The first of the best values, with its step."""
     if not (finite := series.finite):
         return _MISSING
-    better = min if name in _LOWER_IS_BETTER else max
+    better = min if name in LOWER_IS_BETTER else max
     step, value = better(finite, key=lambda pair: pair[1])
     return f"{_decimal(value)} (step {step:g})"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vamo_ft.core.errors import SaveError
 from vamo_ft.core.protocols import StateDict
+from vamo_ft.training.best import Ranking
 from vamo_ft.training.evaluation import EvaluationResult
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.sinks import MetricsWriter
@@ -123,6 +124,7 @@ class Evaluator(Callback):
     Args:
         metrics: what of a result is written, `loss` or the name of a score.
         identity: fingerprint of the held-out samples and of how they are scored.
+        ranking: which evaluation is the best and when the run ends for want of a better one; None: neither is asked.
 
     Attributes:
         evaluated: the last step that was evaluated; None before the first.
@@ -138,6 +140,7 @@ class Evaluator(Callback):
         identity: str,
         due: Due,
         num_steps: int,
+        ranking: Ranking | None = None,
     ) -> None:
         self._run = run
         self._writer = writer
@@ -146,6 +149,7 @@ class Evaluator(Callback):
         self._due = due
         self._num_steps = num_steps
         self.evaluated: int | None = None
+        self.ranking = ranking
         self.history: list[dict[str, Any]] = []
 
     def at_boundary(self, state: RunState) -> None:
@@ -162,6 +166,15 @@ class Evaluator(Callback):
         _log.info("evaluation at step %d  %s", step, "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
         self.history.append(line)
         self.evaluated = step
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The best evaluation so far, where they are ranked."""
+        return None if self.ranking is None else self.ranking.best(self.history)
+
+    def gives_up(self, step: int) -> bool:
+        """Whether the run ends with the evaluation of `step`, because it and those before brought no improvement."""
+        return self.ranking is not None and self.evaluated == step and self.ranking.is_exhausted(self.history)
 
     def state_dict(self) -> StateDict:
         """The last step that was evaluated, the results so far, and what they are results of."""
@@ -182,6 +195,7 @@ class Checkpointer(Callback):
     """Saves every period, after the last step, when the run is stopped, and after a rollback, so that it is kept.
 
     Args:
+        ends_early: whether the run ends with a step before its last one.
         saved: the state that is on disk.
         evaluated: the last step that was evaluated. An evaluation is worth a checkpoint, too: one that takes most of a
             time limit would else be made again by every process that goes on.
@@ -199,10 +213,10 @@ class Checkpointer(Callback):
         evaluated: Callable[[], int | None] = lambda: None,
         at_start: bool = False,
         tolerant: bool = False,
+        ends_early: Due = lambda step: False,
     ) -> None:
         self._save = save
-        self._due = due
-        self._num_steps = num_steps
+        self._due: Due = lambda step: due(step) or step == num_steps or ends_early(step)
         self._evaluated = evaluated
         self._saved = None if saved is None else self._progress_of(saved)
         self._rollbacks = 0 if saved is None else saved.rollbacks
@@ -211,7 +225,7 @@ class Checkpointer(Callback):
 
     def at_boundary(self, state: RunState) -> None:
         """Saves when it is due and this step is not saved yet."""
-        due = self._due(state.step) or state.step == self._num_steps
+        due = self._due(state.step)
         if state.rollbacks != self._rollbacks or (due if state.step > 0 else self._at_start):
             try:
                 self.on_stop(state)

@@ -92,10 +92,12 @@ def save_checkpoint(
     keep: int,
     model_bytes: int = 0,
     check_held: Callable[[], None] = lambda: None,
+    best_step: int | None = None,
 ) -> Path:
     """Writes `root/step-<step>`, then removes what it makes obsolete.
 
-    Obsolete are all but the `keep` newest, and those of later steps: they belong to a continuation that was given up.
+    Obsolete are all but the `keep` newest and that of `best_step`, and those of later steps: they belong to a
+    continuation that was given up.
 
     Args:
         owners: name -> state tree. Numbers survive exactly, NaN and infinities included; dtypes too.
@@ -105,6 +107,7 @@ def save_checkpoint(
         model_bytes: what `save_model` writes at least, where no earlier checkpoint tells.
         check_held: asked before anything of `root` is changed, at first and when all is written; raises where it is
             another process's by now.
+        best_step: of the checkpoint that stays however old it is; None: there is none.
 
     Returns:
         The checkpoint's folder.
@@ -146,7 +149,7 @@ def save_checkpoint(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _remove_obsolete(root, step=step, keep=keep)
+    _remove_obsolete(root, step=step, keep=keep, best_step=best_step)
     return final
 
 
@@ -336,10 +339,12 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
-def _remove_obsolete(root: Path, *, step: int, keep: int) -> None:
+def _remove_obsolete(root: Path, *, step: int, keep: int, best_step: int | None) -> None:
     _remove_later(root, step=step)
     paths = checkpoint_folders(root)
     kept = set([path for path in paths if path.name.startswith("step-")][:keep])
+    if best_step is not None:
+        kept.add(root / f"step-{best_step:08d}")
     _remove(path for path in paths if path not in kept)
 
 

@@ -86,6 +86,7 @@ class SeedLogger(Callback):
         applied: the update made last.
         digest: of the parameters, as 64 hexadecimal digits; asked for once, after the last step.
         due: whether a line of metrics is due.
+        ends_early: whether the run ends with a step before its last one.
     """
 
     def __init__(
@@ -97,13 +98,14 @@ class SeedLogger(Callback):
         digest: Callable[[], str],
         due: Due,
         num_steps: int,
+        ends_early: Due = lambda step: False,
     ) -> None:
         self._path = path
         self._seed = seed
         self._applied = applied
         self._digest = digest
         self._due = due
-        self._num_steps = num_steps
+        self._ends: Due = lambda step: step == num_steps or ends_early(step)
         self._pending: list[ProjectedUpdate] = []
         self._end: _End | None = None  # of what is in the file; None: nothing is written
 
@@ -130,7 +132,7 @@ class SeedLogger(Callback):
 
     def at_boundary(self, state: RunState) -> None:
         """Seals the log after the last step."""
-        if state.step == self._num_steps:
+        if self._ends(state.step):
             self._write(durably=True)
             if self._end is not None:  # the seal is no part of what a longer run goes on from
                 self._append(_sealed(self._end, state.step, bytes.fromhex(self._digest())), durably=True)

@@ -20,7 +20,7 @@ _log = logging.getLogger("vamo_ft")
 
 
 class Trainer:
-    """Estimates, updates and tells the callbacks, until `num_steps` updates are done.
+    """Estimates, updates and tells the callbacks, until `num_steps` updates are done or `ends_early` says so.
 
     Callbacks act at step boundaries (before the first step, between steps and after the last) and after each update.
     A stop is honoured at a boundary, within a snapshot, a step and an evaluation; all leave a state that a checkpoint
@@ -41,6 +41,7 @@ class Trainer:
         progress: Progress,
         stop_requested: Callable[[], bool],
         state: RunState,
+        ends_early: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self.source = source
         self.estimator = estimator
@@ -52,6 +53,7 @@ class Trainer:
         self.progress = progress
         self.stop_requested = stop_requested
         self.state = state
+        self.ends_early = ends_early
 
     def train(self) -> None:
         """Runs to the end.
@@ -67,7 +69,7 @@ class Trainer:
                 while True:
                     for callback in self.callbacks:
                         callback.at_boundary(state)
-                    if state.step >= self.num_steps:
+                    if state.step >= self.num_steps or self.ends_early(state.step):
                         return
                     if self.stop_requested():
                         raise StopRequested(f"stopped after step {state.step}")

@@ -1,0 +1,140 @@
+"""Model, data, objective and directions of a run: what its method works on."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vamo_ft.assemble.data import build_cache, tell_mixture
+from vamo_ft.assemble.directions import build_directions
+from vamo_ft.assemble.model import build_run_runtime, load_run_model
+from vamo_ft.assemble.objective import build_loss, build_objective
+from vamo_ft.config.objective import MetricObjectiveConfig
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.errors import DataError, UsageError
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.protocols import Directions, Objective, Runtime
+from vamo_ft.data.loading import load_samples
+from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
+from vamo_ft.models.loading import LoadedModel, checkpoint_activations
+from vamo_ft.models.packing import check_packing
+from vamo_ft.training.ledger import Ledger
+from vamo_ft.training.matrices import matrix_products
+
+__all__ = ["Parts", "build_parts", "check_positions", "check_vocabulary"]
+
+_log = logging.getLogger("vamo_ft")
+
+_WATCHED = 8  # samples among which one is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a method works on."""
+
+    loaded: LoadedModel
+    runtime: Runtime
+    source: TrainingSamples
+    held_out: EvaluationSamples | None
+    objective: Objective
+    parameters: TrainableParameters
+    directions: Directions | None
+    ledger: Ledger
+
+
+def build_parts(
+    config: RunConfig,
+    *,
+    weights: Path | None,
+    use_cache: bool = True,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Parts:
+    """Loads model and data; `weights` is a saved `model/` folder that replaces the model's values.
+
+    Args:
+        use_cache: keep tokens, and take them from where they were kept.
+
+    Raises:
+        DataError: model or data are not what the configuration says.
+        UsageError: the model has no positions for the longest sample.
+        StopRequested: while the data was read.
+    """
+    runtime = build_run_runtime(config)
+    loaded = load_run_model(config, runtime=runtime, weights=weights)
+    if config.data.packing:
+        check_packing(loaded, path=config.model.path)
+    source, held_out = load_samples(
+        config.data,
+        loaded.tokenizer,
+        task=config.model.task,
+        batch_size=config.training.batch_size,
+        seed=config.run.seed,
+        metric=config.objective if isinstance(config.objective, MetricObjectiveConfig) else None,
+        answer_tokens=config.evaluation.answer_tokens,
+        position_ids=loaded.accepts_position_ids,
+        offline=config.run.offline,
+        cache=build_cache(loaded.tokenizer) if use_cache else None,
+        stop_requested=stop_requested,
+    )
+    if held_out is not None and config.evaluation.part is not None:
+        held_out = held_out.half(config.evaluation.part)
+    tell_mixture(source.mixture)
+    check_positions(loaded, source, *([] if held_out is None else [held_out]))
+    check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
+    _tell_what_is_lost(source)
+    objective = build_objective(config, loaded)
+    ledger = _build_ledger(config, loaded, source, runtime)
+    if config.training.activation_checkpointing:
+        checkpoint_activations(loaded.model)
+    parameters = TrainableParameters(loaded.model)
+    directions = build_directions(config, parameters, loaded.model)
+    return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)
+
+
+def _tell_what_is_lost(source: TrainingSamples) -> None:
+    if source.data.num_truncated:
+        _log.info("data.max_length cuts %d of %d samples", source.data.num_truncated, len(source.data.rows))
+    if source.data.num_skipped:
+        _log.info("rows of the training data left out, since nothing in them is learnt: %d", source.data.num_skipped)
+
+
+def check_positions(loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
+    """A model has positions for so many tokens.
+
+    Raises:
+        UsageError: a sample is longer.
+    """
+    longest, limit = max(each.longest for each in samples), loaded.max_positions
+    if limit is not None and longest > limit:
+        raise UsageError(
+            f"data.max_length: samples take up to {longest} tokens, answers to be generated included, and the model "
+            f"has positions for {limit}; lower data.max_length (or max_new_tokens)"
+        )
+
+
+def check_vocabulary(config: RunConfig, loaded: LoadedModel, *samples: TrainingSamples | EvaluationSamples) -> None:
+    """A tokenizer may know more tokens than the model, as long as the data needs none of them.
+
+    Raises:
+        DataError: it needs one.
+    """
+    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    if len(loaded.tokenizer) <= rows:
+        return
+    for each in samples:
+        if (largest := each.data.largest_token) >= rows:
+            raise DataError(
+                f"model.path: {config.model.path}: the tokenizer gives token {largest}, and the model has an embedding "
+                f"for {rows} tokens; the tokenizer belongs to another model"
+            )
+
+
+def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:
+    """Prices from one pass over one sample, before anything is recomputed or replaced in the model.
+
+    Supervised tokens are told from the others by their number; of a few samples the one where it differs most serves.
+    """
+    samples = [source.batch([index]) for index in range(min(_WATCHED, source.num_samples))]
+    sample = max(samples, key=lambda batch: batch.num_tokens - batch.num_supervised)
+    products = matrix_products(build_loss(config, loaded), sample, runtime=runtime)
+    return Ledger.of(products, activation_checkpointing=config.training.activation_checkpointing)
