@@ -26,7 +26,8 @@ LAYERS = {  # part of vamo_ft -> the parts that it may import
     "assemble": (*BELOW_ASSEMBLE, "assemble", "__version__"),
     "studies": (*BELOW_ASSEMBLE, "assemble", "studies"),
     "commands": ("config", "core.errors", "training", "assemble", "studies", "report", "commands"),
-    "cli": ("commands", "__version__"),
+    "arguments": ("commands", "__version__"),
+    "cli": ("arguments", "commands"),
     "__main__": ("cli",),
     "__init__": (),
 }
@@ -36,15 +37,23 @@ LIBRARIES = {  # library -> the parts of vamo_ft that may import it when they ru
     "peft": ("models", "data"),
     "datasets": ("models", "data"),
     "accelerate": ("training.runtime",),
-    "rich": ("cli", "commands", "report", "training.progress"),
-    "typer": ("cli",),
+    "rich": ("commands", "report", "training.progress"),
+    "typer": ("arguments",),
     "matplotlib": ("report",),
     "sklearn": ("studies",),
     "wandb": ("training.tracker_clients",),
     "mlflow": ("training.tracker_clients",),
     "trackio": ("training.tracker_clients",),
 }
-LIGHT = ("cli", "commands.validate", "commands.methods", "commands.init", "commands.report", "commands.settings")
+LIGHT = (
+    "arguments",
+    "cli",
+    "commands.validate",
+    "commands.methods",
+    "commands.init",
+    "commands.report",
+    "commands.settings",
+)
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch.load", "torch.save"}
 PICKLES |= {"yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.UnsafeLoader", "yaml.FullLoader"}
@@ -211,7 +220,7 @@ def test_a_forbidden_import_is_found(module: str, source: str, problem: str) -> 
     [
         ("training.trainer", "if TYPE_CHECKING:\n    from transformers import PreTrainedModel"),
         ("commands.train", "from vamo_ft.core.errors import DataError\nfrom vamo_ft.training import rundir"),
-        ("cli", "import typer\nfrom vamo_ft import __version__"),
+        ("arguments", "import typer\nfrom vamo_ft import __version__"),
         ("core.types", "import torchvision, datasets_of_mine"),
     ],
 )

@@ -95,12 +95,12 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(["export", "runs/a", "out", *written]) == 0
     as_is = {"dtype": None, "max_shard_size": None, "push_to_hub": None, "private": False}
     exported = {"out": Path("out"), "base": None, "steps": None, "merge": False, **as_is}
-    plain = {"allow_changes": False, "ends_process": False}
+    plain = {"allow_changes": False, "use_cache": True, "ends_process": False}
     assert calls == [
         ("demo", {"resume": "auto", "fresh": False, **plain}),
         ("b", {"resume": "never", "fresh": True, **plain}),
-        ("c", {"model": Path("runs/a/model"), "data": "d.csv", "predictions": Path("p.jsonl")}),
-        ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None, "predictions": None}),
+        ("c", {"model": Path("runs/a/model"), "data": "d.csv", "use_cache": True, "predictions": Path("p.jsonl")}),
+        ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None, "use_cache": True, "predictions": None}),
         ("demo", {**exported, "source": Path("runs/a/model"), "merge": True}),
         ("demo", {**exported, "source": Path("runs/a/seedlog.bin"), "base": "base", "steps": 3}),
         (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from vamo_ft.cli import app
+from vamo_ft.arguments import app
 from vamo_ft.commands.methods import METHODS
 from vamo_ft.config.load import load_config, load_experiment
 

@@ -18,7 +18,7 @@ _FRAME = re.compile(r'File ".*/vamo_ft/([\w/]+\.py)", line \d+ in (\w+)')
 _PLACES = (  # file and function of the innermost frame that matches -> what the run is doing
     (r"training/checkpoint\.py (save_checkpoint|discard_later)", "save"),
     (r"training/checkpoint\.py (open|newest)_checkpoint", "preparation"),
-    (r"commands/train\.py _save_final_model", "final model"),
+    (r"commands/finish\.py save_final_model", "final model"),
     (r"training/evaluation\.py \w+", "evaluation"),
     (r"estimators/\w+\.py (prepare|complete)", "snapshot"),
     (r"training/trainer\.py _step", "step"),

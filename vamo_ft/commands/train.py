@@ -1,10 +1,9 @@
 """`vamo-ft train`: from a configuration file to a finished run, or on from where it stopped."""
 
 import logging
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import exists
@@ -12,23 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from vamo_ft.assemble import Run, RunSurroundings, build_card, build_trackers, train_run
+from vamo_ft.assemble import Run, RunSurroundings, build_trackers, train_run
 from vamo_ft.commands.console import logging_to, patient_console
+from vamo_ft.commands.finish import Finished, print_summary, save_final_model, write_run_report
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
-from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
-from vamo_ft.training.best import best_model
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from vamo_ft.training.disk import full_disk_explained
-from vamo_ft.training.ledger import peak_memory_bytes
 from vamo_ft.training.progress import ConsoleProgress
-from vamo_ft.training.rundir import RunDirectory, environment, sync_directory, sync_folder, write_json, write_text
+from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
@@ -121,9 +116,9 @@ def _train_or_resume(
                     use_cache=use_cache,
                 )
                 outcome |= finished.facts
-                _print_summary(finished, directory)
+                print_summary(finished, directory)
             if config.logging.report:
-                _write_report(directory)
+                write_run_report(directory)
 
 
 def train_quietly(config: RunConfig, *, console: Console, signals: StopSignals, seconds: float | None) -> bool:
@@ -175,26 +170,6 @@ class _TrainingClock:
         return self.limit is not None and self.state is not None and self.state.seconds >= self.limit
 
 
-@dataclass(frozen=True, slots=True)
-class _Finished:
-    """A run at its end.
-
-    Attributes:
-        saved: the step of the final model, and what was measured there.
-        stopped_early: whether for want of an improvement.
-    """
-
-    run: Run
-    saved: Mapping[str, Any]
-    stopped_early: bool
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What status.json says of it."""
-        step = self.run.trainer.state.step
-        return {"step": step, "stopped_early": self.stopped_early, "model_step": self.saved["step"]}
-
-
 @contextmanager
 def _write_errors_explained(directory: RunDirectory) -> Iterator[None]:
     """Turns a file of the run directory that cannot be written or replaced in the block into one line with its name."""
@@ -221,7 +196,7 @@ def _train(
     allow_changes: bool = False,
     use_cache: bool = True,
     clock: _TrainingClock | None = None,
-) -> _Finished:
+) -> Finished:
     """Trains from `checkpoint`, or from the start, and saves the final model."""
     clock = _TrainingClock() if clock is None else clock
     metrics = MetricsWriter(directory.metrics, listeners=[trackers.write], check_held=directory.check_held)
@@ -265,20 +240,8 @@ def _train(
             config.evaluation.early_stopping_patience,
         )
     with memory_errors_explained("saving the final model"):
-        saved = _save_final_model(run, config, directory)
-    return _Finished(run, saved, early)
-
-
-def _write_report(directory: RunDirectory) -> None:
-    """Writes the page of a finished run; without it, the run is finished all the same."""
-    try:
-        from vamo_ft.commands.report import write_report  # loads what draws, which nothing before needs
-
-        write_report([directory.root], out=directory.report)
-    except Exception as error:
-        _log.warning("%s: cannot be written (%s: %s)", directory.report, type(error).__name__, error)
-    else:
-        print(f"report: {directory.report}")
+        saved = save_final_model(run, config, directory)
+    return Finished(run, saved, early)
 
 
 def _stop_requested(directory: RunDirectory, signals: StopSignals, clock: _TrainingClock) -> Callable[[], bool]:
@@ -364,54 +327,3 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[dict[s
         raise
     else:
         directory.write_status("finished", exit_code=0, facts=outcome)
-
-
-def _save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Mapping[str, Any]:
-    """Writes the model aside and puts it in place of an older one: that of the last step, or of the best evaluation.
-
-    Returns:
-        The step that it is of, and what was measured there.
-    """
-    step, evaluator, folder = run.trainer.state.step, run.evaluator, None
-    saved: Mapping[str, Any] = {"step": step} if evaluator is None else evaluator.history[-1]
-    if evaluator is not None and evaluator.ranking is not None and config.evaluation.load_best_model_at_end:
-        best = best_model(evaluator.ranking, evaluator.history, checkpoints=directory.checkpoints, step=step)
-        if best is not None:
-            saved, folder = best
-            _log.info("the final model is that of step %d, the best %s", saved["step"], evaluator.ranking.metric)
-    aside = directory.model.with_name(".model.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        run.save_model(aside, card=build_card(config, run=directory.root, step=saved["step"]), saved=folder)
-        sync_folder(aside)  # before status.json says that the run is finished
-        directory.check_held()
-        shutil.rmtree(directory.model, ignore_errors=True)
-        aside.rename(directory.model)
-        sync_directory(directory.root)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return saved
-
-
-def _print_summary(finished: _Finished, directory: RunDirectory) -> None:
-    """Before and after, the best step, the cost, and the next command."""
-    run, saved = finished.run, finished.saved
-    state = run.trainer.state
-    console = patient_console(sys.stdout)
-    if run.evaluator is not None:
-        history = run.evaluator.history
-        table = Table("evaluation", "before", "after", "best", "at step", title=escape(str(directory.root)))
-        for name in (key for key in history[-1] if key != "step"):
-            better = min if name.removeprefix("eval.") in LOWER_IS_BETTER else max
-            best = better(history, key=lambda line: line[name])
-            figures = [f"{line[name]:.4f}" for line in (history[0], history[-1], best)]
-            table.add_row(name.removeprefix("eval."), *figures, str(best["step"]))
-        console.print(table)
-    console.print(
-        f"{state.step} steps in {state.seconds:.0f} s; {state.work.forward_samples} forward and "
-        f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB"
-    )
-    of_step = "" if saved["step"] == state.step else f" (of step {saved['step']}, the best evaluation)"
-    console.print(f"model: {directory.model}{of_step}", soft_wrap=True, markup=False)
-    if run.evaluator is not None:
-        console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True, markup=False)
