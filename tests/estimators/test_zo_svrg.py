@@ -145,7 +145,7 @@ def test_the_update_is_the_dense_one():
     move(objective, 0.3)
     estimate, projected = stepped(estimator, source, 1)
     z = torch.stack([directions.values(key, 0, directions.numel) for key in projected.keys]).double()
-    expected = flat(parameters.copy()) - 0.1 * projected.coefficients @ z
+    expected = flat(parameters.copy()) - 0.1 * projected.coefficients.float().double() @ z
     rule = ProjectedSgd(parameters, directions, weight_decay=0.0, max_grad_norm=None, seed=7)
     rule.apply(estimate, learning_rate=0.1, step=1)
     assert torch.allclose(flat(parameters.copy()), expected, rtol=1e-12, atol=1e-14)

@@ -76,7 +76,7 @@ class Stages:
         """
         for group in self._groups[self._state.cursor - stage * len(self._groups) :]:
             if self._stop_requested():
-                raise StopRequested("stopped in a snapshot")
+                raise StopRequested("between two batches")
             yield self._source.batch(group)
             self._state.cursor += 1
             self._task.advance(len(group))
@@ -117,6 +117,7 @@ class SnapshotPasses:
 
         Raises:
             DeviceMemoryError: names the batch that did not fit.
+            StopRequested: between two batches.
         """
         groups = source.groups(indices, token_budget=self.token_budget)
         sizes = [len(group) for _ in range(stages) for group in groups]
@@ -130,7 +131,10 @@ class SnapshotPasses:
             self.progress.task("snapshot", sum(sizes), done=sum(sizes[: state.cursor])) as task,
             memory_explained(place, remedy="lower training.forward_batch_tokens, or data.max_length"),
         ):
-            yield Stages(source, groups, state, task, self.stop_requested)
+            try:
+                yield Stages(source, groups, state, task, self.stop_requested)
+            except StopRequested:  # also by the objective, before the pass over a batch
+                raise StopRequested("stopped in a snapshot") from None
 
 
 @dataclass(frozen=True, slots=True)
