@@ -18,7 +18,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "schedule": {"name": "cosine", "warmup_steps": 5},
     },
     "vamo": {
-        "method": {"name": "vamo", "probes": 2, "eps": 0.001, "snapshot": {"every": "7 steps"}},
+        "method": {"name": "vamo", "probes": 4, "eps": 0.001, "snapshot": {"every": "7 steps"}},
         "optimizer": {"learning_rate": 0.01},
     },
     "mezo": {"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}},
