@@ -48,6 +48,15 @@ def test_a_page_that_cannot_be_written_fails_no_run(workspace: Workspace, monkey
     assert warning in (workspace.directory() / "log.txt").read_text()
 
 
+def test_a_page_that_is_missing_is_written_when_the_run_is_asked_for_again(workspace: Workspace) -> None:
+    workspace.configure(merged(REPORT, {"training": {"steps": 1}}))
+    assert workspace.train() == 0
+    page = workspace.directory() / "report.html"
+    page.unlink()  # as where the process was killed between its last steps
+    assert workspace.train() == 0
+    assert 'class="state good">finished' in page.read_text(encoding="utf-8")
+
+
 def test_no_page_where_none_is_wanted(workspace: Workspace) -> None:
     workspace.configure({"training": {"steps": 1}, "logging": {"report": False}})
     assert workspace.train() == 0

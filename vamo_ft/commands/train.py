@@ -95,6 +95,8 @@ def _train_or_resume(
 ) -> None:
     with _write_errors_explained(directory):
         if resume == "auto" and _is_finished(directory, config):
+            if config.logging.report and not directory.report.exists():  # the process ended before it was written
+                write_run_report(directory)
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
             return
         console = patient_console(sys.stderr)
