@@ -112,3 +112,14 @@ def test_without_the_harness(
     monkeypatch.setattr("vamo_ft.models.harness.importlib.util.find_spec", lambda name: None)
     assert run(["evaluate", "runs/tiny", "--tasks", "arc_easy"]) == 2
     assert "pip install 'vamo-ft[lm-eval]'" in capsys.readouterr().err
+
+
+def test_predictions_are_not_of_tasks(
+    workspace: Workspace, harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.configure(merged(PLAIN, {"training": {"steps": 1}}))
+    assert workspace.train() == 0
+    capsys.readouterr()
+    assert run(["evaluate", "runs/tiny", "--tasks", "arc_easy", "--predictions", "out.jsonl"]) == 2
+    assert capsys.readouterr().err == "error: --predictions: are of the run's own data; leave it or --tasks out\n"
+    assert not harness.calls

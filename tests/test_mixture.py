@@ -11,8 +11,11 @@ from pydantic import ValidationError
 
 from tests.tiny import byte_tokenizer, sentiment_rows, write_jsonl
 from tests.workspace import Workspace
+from vamo_ft.assemble import Surroundings
+from vamo_ft.assemble.pilot import run_pilot
 from vamo_ft.cli import run
 from vamo_ft.config.data import DataConfig
+from vamo_ft.config.load import load_config
 from vamo_ft.config.yaml_text import parse_yaml
 from vamo_ft.core.types import Batch, LossTerms
 from vamo_ft.data.loading import load_samples
@@ -20,6 +23,7 @@ from vamo_ft.data.mixture import MixedOrder, Mixture
 from vamo_ft.data.places import sample_places
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.objectives.classification import VerbaliserClassification
+from vamo_ft.training.progress import SilentProgress
 
 MIXED: dict[str, Any] = {
     "data": {
@@ -190,6 +194,10 @@ REFUSED = [
         {"data": {"train": [{"path": "a", "max_samples": 1}]}},
         "max_samples: unknown key. It is called 'limit'",
     ),
+    (
+        {"data": {"train": {"path": "a", "weight": 2}}},
+        "data.train.weight: unknown key. 'weight' is a key of data.train (a list)",
+    ),
     ({"data": {"train": [{"path": "a", "streaming": True}]}}, "data.train.0.limit: needed with streaming: true"),
     ({"data": {"train": []}}, "data.train: names no data set"),
     ({"data": {"train": [3]}}, "data.train.0: must be a section with keys, not 3"),
@@ -205,6 +213,54 @@ def test_what_does_not_go_together_is_refused(
     mixed.configure({**changes, "data": {**base, **changes.get("data", {})}})
     assert mixed.train() == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_preview_tells_what_a_mixture_draws(mixed: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed.configure(MIXED)
+    assert run(["preview", "config.yaml", "-n", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"sample {ORDER.step_indices(0)[0]}: ")
+    assert "\n  2 data sets of 20, 7 samples; an epoch draws 20, 10 of them\n" in printed
+    assert "  steps: 5.0 of 6 samples to an epoch; the run's 8 are 1.60 epochs\n" in printed
+
+
+def test_a_preview_asks_for_no_more_steps_than_it_shows(
+    mixed: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: set[int] = set()
+    original = TrainingSamples.step_indices
+
+    def step_indices(self: TrainingSamples, step: int) -> tuple[int, ...]:
+        asked.add(step)
+        return original(self, step)
+
+    monkeypatch.setattr(TrainingSamples, "step_indices", step_indices)
+    parts = [{"path": "train.jsonl", "weight": 1}, {"path": "eval.jsonl", "weight": 0.001}]  # an epoch of 9,009
+    mixed.configure({"data": {"train": parts}})
+    assert run(["preview", "config.yaml", "-n", "2"]) == 0
+    assert max(asked) < 200
+    assert "\n  2 data sets of 20, 9 samples; an epoch draws 9000, 9 of them\n" in capsys.readouterr().out
+
+
+def test_a_pilot_takes_snapshots_when_the_run_does(mixed: Workspace) -> None:
+    """Once an epoch of the mixture, which is longer than its samples are many."""
+    vamo = {"name": "vamo", "probes": 1, "eps": 0.001, "snapshot": {"every": "1 epoch"}}
+    mixed.configure({**MIXED, "method": vamo})
+    config = load_config(Path("config.yaml")).config
+    surroundings = Surroundings(SilentProgress(), lambda: False)
+    pilot = run_pilot(config, surroundings, timed=False, by_layer=False, enough=lambda cost, ledger: False)
+    assert [step for step in range(21) if pilot.due(step)] == [5, 10, 15, 20]
+
+
+def test_without_a_cache_nothing_is_kept(mixed: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vamo_ft.commands.diagnose._draw", lambda *_, **keys: None)
+    monkeypatch.setattr("vamo_ft.commands.compare.draw_comparison", lambda *_, **keys: None)
+    cache = Path(os.environ["VAMO_FT_CACHE"])
+    mixed.configure({"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}})
+    assert run(["diagnose", "config.yaml", "--steps", "1", "--samples", "2", "--batches", "8", "--no-cache"]) == 0
+    compared = ["--methods", "mezo", "--budget", "40 evaluations", "--seeds", "1"]
+    assert run(["compare", "config.yaml", *compared, "--no-cache", "--learning-rates", "mezo=1e-4"]) == 0
+    assert not list(cache.iterdir())
 
 
 def test_validate_lists_every_data_set(mixed: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def _evaluate(
     if tasks is not None or limit is not None:
         from vamo_ft.commands.harness import evaluate_tasks
 
-        evaluate_tasks(settings, model=model, tasks=tasks, limit=limit, data=data)
+        evaluate_tasks(settings, model=model, tasks=tasks, limit=limit, data=data, predictions=predictions)
         return
     from vamo_ft.commands.evaluate import evaluate
 
@@ -152,6 +152,7 @@ def _diagnose(
     samples: Annotated[int, typer.Option(min=2, help="Held-out samples whose gradients are taken one by one.")] = 64,
     steps: Annotated[int, typer.Option(min=0, help="Training steps before the measurements, in memory only.")] = 64,
     batches: Annotated[int, typer.Option(min=8, help="Held-out batches whose variance is measured.")] = 32,
+    no_cache: NoCache = False,
 ) -> None:
     """Measure noise floor, variance, cost and what the correction gives, and say whether it pays."""
     from vamo_ft.commands.settings import load_settings
@@ -159,7 +160,7 @@ def _diagnose(
     settings = load_settings(config, overrides=overrides or [])
     from vamo_ft.commands.diagnose import diagnose
 
-    diagnose(settings, out=out, samples=samples, steps=steps, batches=batches)
+    diagnose(settings, out=out, samples=samples, steps=steps, batches=batches, use_cache=not no_cache)
 
 
 @app.command("compare")
@@ -187,6 +188,7 @@ def _compare(
         Path | None, typer.Option(metavar="DIR", help="Where to write; default <output_dir>/<run name>-compare.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Use a new folder if the first one is taken.")] = False,
+    no_cache: NoCache = False,
 ) -> None:
     """Compare methods at equal compute: learning rates chosen for each, several seeds, intervals and verdicts."""
     from vamo_ft.commands.settings import load_comparison
@@ -196,7 +198,7 @@ def _compare(
     )
     from vamo_ft.commands.compare import compare
 
-    compare(loaded, out=out, fresh=fresh, ends_process=context.obj.ends_process)
+    compare(loaded, out=out, fresh=fresh, use_cache=not no_cache, ends_process=context.obj.ends_process)
 
 
 @app.command("export")

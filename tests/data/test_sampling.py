@@ -74,6 +74,23 @@ def test_too_few_rows(keys: dict[str, int], said: str) -> None:
     assert str(caught.value) == said
 
 
+def test_a_class_that_never_occurs_is_missed() -> None:
+    with pytest.raises(DataError, match="here: the sample takes 2 rows, and there are 0 of class '1'"):
+        drawn(rows_of([0] * 9), per_class=2)
+
+
+def test_a_tasks_classes_may_be_numbers_and_names_at_once() -> None:
+    labels = ["entailment", 0, 1, "not_entailment", 0, 1]
+    sample = sample_rows(rows_of_task(labels), SampleConfig(per_class=3), TaskFormat(type="task", name="rte"))
+    assert len(sample) == 6
+    with pytest.raises(DataError, match="there are 1 of class 'not_entailment'"):
+        sample_rows(rows_of_task(labels[:3]), SampleConfig(per_class=2), TaskFormat(type="task", name="rte"))
+
+
+def rows_of_task(labels: list[Any]) -> Rows:
+    return Rows("here", ("label",), [{"label": label} for label in labels])
+
+
 def test_a_row_without_a_label_is_named() -> None:
     with pytest.raises(DataError, match="here: row 2: column 'y' is null"):
         sample_rows(rows_of([0, None]), SampleConfig(per_class=1), FORMAT)

@@ -10,7 +10,7 @@ from vamo_ft.models.fingerprint import tokenizer_fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["build_cache", "tell_mixture"]
+__all__ = ["build_cache", "mixture_in_words", "tell_mixture"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -22,10 +22,13 @@ def build_cache(tokenizer: "PreTrainedTokenizerBase") -> TokenCache:
 
 def tell_mixture(mixture: Mixture) -> None:
     """Logs how several data sets make up an epoch."""
-    if len(mixture.sizes) > 1:
-        _log.info(
-            "data.train: %d data sets of %s samples; an epoch draws %s of them",
-            len(mixture.sizes),
-            ", ".join(map(str, mixture.sizes)),
-            ", ".join(map(str, mixture.draws)),
-        )
+    if (words := mixture_in_words(mixture)) is not None:
+        _log.info("data.train: %s", words)
+
+
+def mixture_in_words(mixture: Mixture) -> str | None:
+    """How several data sets make up an epoch; None: there is one."""
+    if len(mixture.sizes) == 1:
+        return None
+    sizes, draws = (", ".join(map(str, numbers)) for numbers in (mixture.sizes, mixture.draws))
+    return f"{len(mixture.sizes)} data sets of {sizes} samples; an epoch draws {draws} of them"

@@ -128,6 +128,7 @@ def run_pilot(
     timed: bool,
     by_layer: bool,
     enough: Callable[[StepCost, Ledger], bool],
+    use_cache: bool = True,
 ) -> Pilot:
     """Makes some steps with learning rate 0, in memory: three, and through the first two snapshots.
 
@@ -135,11 +136,12 @@ def run_pilot(
         timed: some more, for a time to rely on.
         by_layer: a whole cycle over the blocks of weights, where steps take one each, which cost differently.
         enough: asked with every step's cost; the rest need not be known.
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         VamoFtError: model, data or method are not what they should be.
     """
-    parts = build_parts(config, weights=None, stop_requested=surroundings.stop_requested)
+    parts = build_parts(config, weights=None, use_cache=use_cache, stop_requested=surroundings.stop_requested)
     every = _snapshot_period(config)
     directions, source = parts.directions, parts.source
     least = _TIMED_STEPS if timed else _STEPS
@@ -148,7 +150,7 @@ def run_pilot(
     machine = _Machine(config, parts, surroundings)
 
     def due(step: int) -> bool:
-        return every is not None and every.due(step, batch_size=source.batch_size, num_samples=source.num_samples)
+        return every is not None and every.due(step, batch_size=source.batch_size, num_samples=source.samples_per_epoch)
 
     first: list[StepCost] = []
     taken = None

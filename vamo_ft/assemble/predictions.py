@@ -44,7 +44,7 @@ class Predictions:
         decode: Decode,
         decode_all: Decode,
     ) -> None:
-        self._config = config
+        self._classes = config.data.of(data_set).format.classes
         self._data_set = data_set
         self._data = held_out.data
         self._decode = decode
@@ -97,5 +97,5 @@ class Predictions:
     def _names(self, example: Example) -> Sequence[str]:
         """Of the classes, or the sample's own options as text."""
         if not example.options:
-            return self._config.data.format.classes
+            return self._classes
         return [text.strip() for text in self._decode(example.options)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
-from vamo_ft.assemble.data import build_cache
+from vamo_ft.assemble.data import build_cache, mixture_in_words
 from vamo_ft.assemble.surroundings import run_length
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.objective import MetricObjectiveConfig
@@ -86,6 +86,8 @@ class Preview:
 
     Attributes:
         samples: those that training takes first.
+        mixture: how several data sets make up an epoch; None: there is one.
+        samples_per_epoch: that steps draw.
         rows_at_once: samples of a micro-batch, to which training pads.
         num_steps: of the whole run.
     """
@@ -93,6 +95,8 @@ class Preview:
     samples: tuple[ShownSample, ...]
     training: DataSummary
     evaluation: DataSummary | None
+    mixture: str | None
+    samples_per_epoch: int
     batch_size: int
     rows_at_once: int
     num_steps: int
@@ -130,6 +134,8 @@ def build_preview(config: RunConfig, *, num_samples: int, use_cache: bool = True
         ),
         training=_summary(source.data, _step_groups(source, rows_at_once)),
         evaluation=None if held_out is None else _evaluation_summary(held_out, config.training.forward_batch_tokens),
+        mixture=mixture_in_words(source.mixture),
+        samples_per_epoch=source.samples_per_epoch,
         batch_size=source.batch_size,
         rows_at_once=rows_at_once,
         num_steps=run_length(config, source),
@@ -137,8 +143,12 @@ def build_preview(config: RunConfig, *, num_samples: int, use_cache: bool = True
 
 
 def _first_taken(source: TrainingSamples, count: int) -> list[int]:
-    steps = range(-(-source.samples_per_epoch // source.batch_size))
-    taken = dict.fromkeys(index for step in steps for index in source.step_indices(step))
+    """The first ones of an epoch, each once; steps are asked for as far as they are needed."""
+    taken: dict[int, None] = {}
+    for step in range(-(-source.samples_per_epoch // source.batch_size)):
+        if len(taken) >= count:
+            break
+        taken |= dict.fromkeys(source.step_indices(step))
     return list(islice(taken, count))
 
 
@@ -185,7 +195,7 @@ def _token_text(token: int, tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _step_groups(source: TrainingSamples, rows_at_once: int) -> Iterable[Sequence[int]]:
-    for step in range(min(_STEPS, -(-source.num_samples // source.batch_size))):
+    for step in range(min(_STEPS, -(-source.samples_per_epoch // source.batch_size))):
         indices = source.step_indices(step)
         yield from (indices[start : start + rows_at_once] for start in range(0, len(indices), rows_at_once))
 

@@ -39,13 +39,16 @@ _SPENT = {
 }
 
 
-def compare(loaded: LoadedConfig, *, out: Path | None, fresh: bool, ends_process: bool = False) -> None:
+def compare(
+    loaded: LoadedConfig, *, out: Path | None, fresh: bool, use_cache: bool = True, ends_process: bool = False
+) -> None:
     """Runs the comparison, or goes on with it; prints the table and writes `compare.{json,md,png}`.
 
     Args:
         loaded: the configuration, with its `compare` section.
         out: folder of everything; None: `<output_dir>/<run name>-compare`.
         fresh: take another folder, `<out>-2` and so on, if the first one exists.
+        use_cache: keep tokens, and take them from where they were kept.
         ends_process: nothing follows in this process.
 
     Raises:
@@ -63,7 +66,7 @@ def compare(loaded: LoadedConfig, *, out: Path | None, fresh: bool, ends_process
     directory.lock()
     try:
         with StopSignals(max_seconds=config.training.max_seconds, last=ends_process) as signals:
-            outcome, runs = _run(loaded, config, folder, signals)
+            outcome, runs = _run(loaded, config, folder, signals, use_cache=use_cache)
     finally:
         directory.unlock()
     _write(outcome, runs, folder)
@@ -76,7 +79,7 @@ def compare(loaded: LoadedConfig, *, out: Path | None, fresh: bool, ends_process
 
 
 def _run(
-    loaded: LoadedConfig, config: RunConfig, folder: Path, signals: StopSignals
+    loaded: LoadedConfig, config: RunConfig, folder: Path, signals: StopSignals, *, use_cache: bool
 ) -> tuple[Outcome, list[RunRecord]]:
     console = Console(stderr=True)
 
@@ -87,9 +90,12 @@ def _run(
         config=config,
         arms=loaded.arms,
         folder=folder,
-        execute=lambda run, *, seconds: train_quietly(run, console=console, signals=signals, seconds=seconds),
+        execute=lambda run, *, seconds: train_quietly(
+            run, console=console, signals=signals, seconds=seconds, use_cache=use_cache
+        ),
         surroundings=Surroundings(ConsoleProgress(console), signals.requested),
         tell=tell,
+        use_cache=use_cache,
     )
     try:
         with logging_to(console, quiet=True), memory_errors_explained("a run of the comparison"):

@@ -13,7 +13,15 @@ from vamo_ft.training.runtime import build_runtime, memory_errors_explained
 __all__ = ["evaluate_tasks"]
 
 
-def evaluate_tasks(config: RunConfig, *, model: Path, tasks: str | None, limit: int | None, data: str | None) -> None:
+def evaluate_tasks(
+    config: RunConfig,
+    *,
+    model: Path,
+    tasks: str | None,
+    limit: int | None,
+    data: str | None,
+    predictions: Path | None = None,
+) -> None:
     """Prints what the harness measures, one figure a line with its standard error.
 
     Args:
@@ -22,6 +30,7 @@ def evaluate_tasks(config: RunConfig, *, model: Path, tasks: str | None, limit: 
         tasks: the harness's names, separated by commas.
         limit: samples of each task; None: all.
         data: has to be None.
+        predictions: has to be None.
 
     Raises:
         UsageError: options contradict each other or the run, or the harness is missing or refuses.
@@ -30,6 +39,8 @@ def evaluate_tasks(config: RunConfig, *, model: Path, tasks: str | None, limit: 
         raise UsageError("--limit: needs --tasks; of the run's own data, set data.evaluation.limit")
     if data is not None:
         raise UsageError("--data: tasks bring their own data; leave it or --tasks out")
+    if predictions is not None:
+        raise UsageError("--predictions: are of the run's own data; leave it or --tasks out")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise UsageError("--tasks: names none; write such as --tasks arc_easy,hellaswag")

@@ -43,8 +43,10 @@ def _lines(found: Preview, *, coloured: bool) -> Iterator[Text]:
         yield Text()
     for line in _summary("training data", found.training):
         yield Text(line)
+    if found.mixture is not None:
+        yield Text(f"  {found.mixture}")
     yield Text(f"  padding: {found.training.padding:.1%} of micro-batches of {found.rows_at_once}")
-    count, size = len(found.training.lengths), found.batch_size
+    count, size = found.samples_per_epoch, found.batch_size
     yield Text(
         f"  steps: {count / size:,.1f} of {size} samples to an epoch; the run's {found.num_steps:,} are "
         f"{found.num_steps * size / count:,.2f} epochs"
@@ -58,13 +60,17 @@ def _lines(found: Preview, *, coloured: bool) -> Iterator[Text]:
 def _sample(sample: ShownSample, *, coloured: bool) -> Iterator[Text]:
     label = "" if sample.label is None else f", class {sample.label}"
     several = f", {len(sample.documents)} documents" if len(sample.documents) > 1 else ""
-    yield Text(
-        f"sample {sample.index}: {sample.num_tokens} tokens, {sample.num_supervised} of them learnt{label}{several}"
-    )
+    learnt = _learnt(sample.num_supervised)
+    yield Text(f"sample {sample.index}: {sample.num_tokens} tokens{learnt}{label}{several}")
     for place, document in zip(sample.places, sample.documents, strict=True):
         yield Text(f"  from    {_visible(place)}")
         yield Text("  text    ").append_text(_marked(document.runs, between="", coloured=coloured))
         yield Text("  tokens  ").append_text(_marked(document.tokens, between="|", coloured=coloured))
+
+
+def _learnt(count: int) -> str:
+    """Nothing where no token is, as with a classifier head, which learns the class."""
+    return f", {count:,} of them learnt" if count else ""
 
 
 def _marked(pieces: Sequence[Piece], *, between: str, coloured: bool) -> Text:
@@ -88,7 +94,7 @@ def _summary(title: str, data: DataSummary) -> Iterator[str]:
     lengths = sorted(data.lengths)
     total = sum(lengths)
     packed = f" of {data.num_documents:,} documents" if data.num_documents > len(lengths) else ""
-    yield f"{title}: {len(lengths):,} samples{packed}, {total:,} tokens, {data.num_supervised:,} of them learnt"
+    yield f"{title}: {len(lengths):,} samples{packed}, {total:,} tokens{_learnt(data.num_supervised)}"
     yield f"  samples cut to data.max_length: {data.num_truncated:,}; rows left out: {data.num_skipped:,}"
     middle, high = lengths[len(lengths) // 2], lengths[min(len(lengths) - 1, len(lengths) * 95 // 100)]
     yield f"  tokens of a sample: {lengths[0]:,} to {lengths[-1]:,}, median {middle:,}, 95 % within {high:,}"

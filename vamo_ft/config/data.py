@@ -209,14 +209,28 @@ class DataConfig(Section):
         return weights or None
 
     @property
+    def places(self) -> tuple[tuple[str, DataSetConfig], ...]:
+        """Every data set under its key in this section, those of the training data first."""
+        single = isinstance(self.train, DataSetConfig)
+        train = [("train" if single else f"train.{number}", each) for number, each in enumerate(self.training_sets)]
+        return (*train, *([] if self.evaluation is None else [("evaluation", self.evaluation)]))
+
+    @property
     def own_formats(self) -> tuple[FormatConfig | None, ...]:
         """The formats that data sets have for themselves, the held-out one included."""
-        held_out = () if self.evaluation is None else (self.evaluation,)
-        return tuple(each.format for each in (*self.training_sets, *held_out))
+        return tuple(each.format for _, each in self.places)
 
     def of(self, data_set: DataSetConfig) -> "DataConfig":
         """What holds for `data_set`, which may have a format of its own."""
         return self if data_set.format is None else self.model_copy(update={"format": data_set.format})
+
+    def format_key(self, data_set: DataSetConfig) -> str:
+        """The key of the format that holds for `data_set`, which may be another one with the format of one of these."""
+        if data_set.format is None:
+            return "data.format"
+        same = [place for place, each in self.places if each == data_set]
+        alike = [place for place, each in self.places if each.format == data_set.format]
+        return ".".join(["data", *(same or alike)[:1], "format"])
 
     @model_validator(mode="after")
     def _a_mixture_is_whole(self) -> "DataConfig":
@@ -233,12 +247,16 @@ class DataConfig(Section):
         own = None if self.evaluation is None else self.evaluation.format
         if own is not None and own.type != self.format.type:
             raise ValueError(f"evaluation.format.type: must be that of data.format, {self.format.type}")
+        if isinstance(own, TaskFormat) and isinstance(self.format, TaskFormat) and own.metrics != self.format.metrics:
+            raise ValueError(
+                f"evaluation.format.name: {own.name} is not scored as data.format's {self.format.name} is: of one "
+                "answers are generated, of the other options are compared"
+            )
         return self
 
     @model_validator(mode="after")
     def _samples_per_class_have_classes(self) -> "DataConfig":
-        held_out = [] if self.evaluation is None else [("evaluation", self.evaluation)]
-        for key, data_set in [*(("train", each) for each in self.training_sets), *held_out]:
+        for key, data_set in self.places:
             sample, written = data_set.sample, data_set.format or self.format
             if sample is not None and sample.per_class is not None and not written.classes:
                 raise ValueError(f"{key}.sample.per_class: the format's rows have no classes; write size")

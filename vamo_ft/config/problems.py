@@ -108,7 +108,7 @@ def _explain(item: ErrorDetails, schema: type[Section]) -> Problem:
 
 def _rule(place: "_Place", text: str) -> Problem:
     """A rule over a section names the key it is about in front: `nesterov: needs momentum above 0`."""
-    match = re.match(r"([a-z_.]+): (.+)", text)
+    match = re.match(r"([a-z0-9_.]+): (.+)", text)
     sections = [member for member in place.members if _is_section(member)]
     if match is not None and any(match[1].split(".")[0] in section.model_fields for section in sections):
         return Problem((*place.path, *match[1].split(".")), match[2])
@@ -132,10 +132,9 @@ def _unknown(place: "_Place", schema: type[Section]) -> str:
         owners = [value for branch in place.branches if key in branch.model_fields for value in _tag(branch).values]
         if owners:
             return f"unknown key here; it belongs to {_tag(place.section).key}: {_either(owners, quoted=False)}"
-    hints = _did_you_mean(key, allowed)
-    if not hints and _OTHER_NAMES.get(key) in allowed:
-        hints = f". It is called '{_OTHER_NAMES[key]}' here"
-    homes = [section for section in dict.fromkeys(_homes(key, schema)) if section != dotted(place.path[:-1])]
+    known = _OTHER_NAMES.get(key)
+    hints = f". It is called '{known}' here" if known in allowed else _did_you_mean(key, allowed)
+    homes = _distinct(_homes(key, schema), here=dotted(place.path[:-1]))
     if homes:
         hints += f"{'' if hints else '.'} '{key}' is a key of {_either(homes, quoted=False, word='and')}"
     return f"unknown key{hints or '. The keys here are ' + ', '.join(allowed)}"
@@ -214,6 +213,16 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return () if annotation is NoneType else (annotation,)
 
 
+_IN_A_LIST = " (a list)"
+
+
+def _distinct(homes: Iterable[str], *, here: str) -> list[str]:
+    """Each section once and none as `here`; one of a list is left out where it has the key without a list too."""
+    found = dict.fromkeys(homes)
+    plain = {home for home in found if _IN_A_LIST not in home}
+    return [home for home in found if home != here and (home in plain or home.replace(_IN_A_LIST, "") not in plain)]
+
+
 def _homes(key: str, section: type[Section], path: KeyPath = ()) -> Iterable[str]:
     """Dotted names of the sections that have `key`."""
     if path and key in section.model_fields:
@@ -222,6 +231,8 @@ def _homes(key: str, section: type[Section], path: KeyPath = ()) -> Iterable[str
         for member in _members(field.annotation):
             if _is_section(member):
                 yield from _homes(key, member, (*path, name))
+            elif get_origin(member) is list and _is_section(item := get_args(member)[0]):
+                yield from _homes(key, item, (*path, f"{name}{_IN_A_LIST}"))
 
 
 def _choices(expected: str) -> list[str]:

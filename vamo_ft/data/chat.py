@@ -60,7 +60,7 @@ def tokenize_conversations(
             "the tokenizer has no chat template; set data.chat_template to a Jinja file, or take an instruct model"
         )
     if not tokenizer.is_fast:
-        raise DataError("the tokenizer cannot tell where its tokens lie in a text, which data.format.type: chat needs")
+        raise DataError("the tokenizer cannot tell where its tokens lie in a text, which format.type: chat needs")
     writer = TokenWriter()
     for chunk in in_chunks(conversations, size=_num_characters):
         for ids, spans in _encoded(chunk, tokenizer):
@@ -72,7 +72,7 @@ def tokenize_conversations(
     if writer.num_samples == 0:
         raise DataError(
             f"{place}: no conversation has an assistant's turn to learn within data.max_length {max_length}; raise it, "
-            "or see whether data.format.messages is the right column"
+            "or see whether format.messages is the right column"
         )
     return writer.finish()
 
@@ -224,7 +224,7 @@ class _Rendering:
         raise DataError(
             f"{self._conversation.place}: the chat template does not show where message {number + 1} is in the whole "
             "conversation; put {% generation %} and {% endgeneration %} around what the assistant says in a "
-            "data.chat_template, or set data.format.train_on: last"
+            "data.chat_template, or set format.train_on: last"
         )
 
     def _differing(self, number: int, *, prompt: str | None, through: str, after: int) -> tuple[int, int] | None:

@@ -44,19 +44,22 @@ class Conversation:
     learnt: Sequence[int]
 
 
-def read_conversations(rows: Rows, config: ChatFormat) -> Iterator[Conversation]:
+def read_conversations(rows: Rows, config: ChatFormat, *, key: str = "data.format") -> Iterator[Conversation]:
     """The conversations, one after another; columns are checked before the first one is read.
 
     Turns are OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`). Content is text, or a list of parts that are
     text. An assistant's turn with OpenAI's `weight: 0` is not learnt. Values that are null are left out, and arguments
     of a tool call written as JSON text become the object that templates expect.
 
+    Args:
+        key: of `config` in the configuration, for messages.
+
     Raises:
         DataError: a column does not exist; from the iterator: a row is not a conversation.
     """
-    check_columns(rows, [config.messages], key="data.format.messages")
+    check_columns(rows, [config.messages], key=f"{key}.messages")
     if config.tools is not None:
-        check_columns(rows, [config.tools], key="data.format.tools")
+        check_columns(rows, [config.tools], key=f"{key}.tools")
     return (_conversation(row, config, place=place) for place, row in numbered(rows))
 
 

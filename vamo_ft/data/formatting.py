@@ -88,11 +88,13 @@ def format_rows(
     config: ClassificationFormat | PromptCompletionFormat | TaskFormat,
     *,
     demonstrations: Demonstrations | None = None,
+    key: str = "data.format",
 ) -> Iterator[TextExample]:
     """The rows as text, one after another; templates and columns are checked before the first row is formatted.
 
     Args:
         demonstrations: solved examples to put in front of a task's prompts.
+        key: of `config` in the configuration, for messages.
 
     Raises:
         DataError: a template is malformed or names a column that does not exist; from the iterator: a value is missing
@@ -100,41 +102,44 @@ def format_rows(
     """
     match config:
         case ClassificationFormat():
-            template = _Template.parse(config.template, key="data.format.template")
-            check_columns(rows, template.columns, key="data.format.template")
-            check_columns(rows, [config.label], key="data.format.label")
-            return _classification(rows, config, template)
+            template = _Template.parse(config.template, key=f"{key}.template")
+            check_columns(rows, template.columns, key=f"{key}.template")
+            check_columns(rows, [config.label], key=f"{key}.label")
+            return _classification(rows, config, template, key=key)
         case PromptCompletionFormat():
-            prompt = _Template.parse(config.prompt, key="data.format.prompt")
-            completion = _Template.parse(config.completion, key="data.format.completion")
-            check_columns(rows, prompt.columns, key="data.format.prompt")
-            check_columns(rows, completion.columns, key="data.format.completion")
+            prompt = _Template.parse(config.prompt, key=f"{key}.prompt")
+            completion = _Template.parse(config.completion, key=f"{key}.completion")
+            check_columns(rows, prompt.columns, key=f"{key}.prompt")
+            check_columns(rows, completion.columns, key=f"{key}.completion")
             return _prompt_completion(rows, prompt, completion)
         case TaskFormat():
-            check_columns(rows, TASKS[config.name].columns, key=f"data.format.name: {config.name}")
+            check_columns(rows, TASKS[config.name].columns, key=f"{key}.name: {config.name}")
             return _task(rows, config, demonstrations)
 
 
-def read_documents(rows: Rows, config: TextFormat) -> Iterator[str]:
+def read_documents(rows: Rows, config: TextFormat, *, key: str = "data.format") -> Iterator[str]:
     """The documents, one after another; whether their column exists is checked before the first one is read.
+
+    Args:
+        key: of `config` in the configuration, for messages.
 
     Raises:
         DataError: there is no such column; from the iterator: a value is missing, null, or not text.
     """
-    check_columns(rows, [config.column], key="data.format.column")
+    check_columns(rows, [config.column], key=f"{key}.column")
     return (text_of(row, config.column, place=place) for place, row in numbered(rows))
 
 
-def _classification(rows: Rows, config: ClassificationFormat, template: _Template) -> Iterator[TextExample]:
-    classes = {label_key(key): index for index, key in enumerate(config.labels)}
+def _classification(
+    rows: Rows, config: ClassificationFormat, template: _Template, *, key: str
+) -> Iterator[TextExample]:
+    classes = {label_key(name): index for index, name in enumerate(config.labels)}
     completions = list(config.labels.values())
     for place, row in numbered(rows):
-        key = label_key(value_of(row, config.label, place=place))
-        if key not in classes:
-            raise DataError(
-                f"{place}: label '{shown(key)}' is not among data.format.labels ({', '.join(config.labels)})"
-            )
-        yield TextExample(template.fill(row, place=place), completions[classes[key]], classes[key])
+        label = label_key(value_of(row, config.label, place=place))
+        if label not in classes:
+            raise DataError(f"{place}: label '{shown(label)}' is not among {key}.labels ({', '.join(config.labels)})")
+        yield TextExample(template.fill(row, place=place), completions[classes[label]], classes[label])
 
 
 def _prompt_completion(rows: Rows, prompt: _Template, completion: _Template) -> Iterator[TextExample]:

@@ -148,10 +148,13 @@ def _tokenize(
     cache: TokenCache | None,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
-    config = config.of(data_set)
-    rows = load_sampled_rows(data_set, config.format, offline=offline, stop_requested=stop_requested)
+    key, format = config.format_key(data_set), config.of(data_set).format
+    rows = load_sampled_rows(data_set, format, offline=offline, stop_requested=stop_requested)
     shown = _rows_to_show(config, data_set, rows, offline=offline, stop_requested=stop_requested)
-    tokenize = partial(_tokenize_rows, config, rows, shown, tokenizer, task=task, stop_requested=stop_requested)
+    config = config.of(data_set)
+    tokenize = partial(
+        _tokenize_rows, config, rows, shown, tokenizer, task=task, key=key, stop_requested=stop_requested
+    )
     if cache is None:
         data = tokenize()
     else:
@@ -170,17 +173,23 @@ def _tokenize(
 def _rows_to_show(
     config: DataConfig, data_set: DataSetConfig, rows: Rows, *, offline: bool, stop_requested: Callable[[], bool]
 ) -> Rows | None:
-    """The training rows of the task, from which solved examples are drawn; None where no prompt shows any."""
-    written = config.format
+    """The rows of the first training set of the task, from which solved examples are drawn; None where none are shown.
+
+    Args:
+        rows: of `data_set`.
+    """
+    written = config.of(data_set).format
     if not isinstance(written, TaskFormat) or written.shots == 0:
         return None
-    if data_set in config.training_sets:
-        return rows
     for each in config.training_sets:
-        if isinstance(each.format, TaskFormat | None) and (each.format is None or each.format.name == written.name):
+        own = config.of(each).format
+        if isinstance(own, TaskFormat) and own.name == written.name:
+            if each == data_set:
+                return rows
             return load_sampled_rows(each, written, offline=offline, stop_requested=stop_requested)
     raise DataError(
-        f"data.format.shots: no data set of data.train is of the task {written.name}, to draw examples from"
+        f"{config.format_key(data_set)}.shots: no data set of data.train is of the task {written.name}, to draw "
+        "examples from"
     )
 
 
@@ -191,24 +200,25 @@ def _tokenize_rows(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     task: Task,
+    key: str,
     stop_requested: Callable[[], bool],
 ) -> TokenizedData:
     written, place = config.format, rows.place if rows.numbers is None else f"{rows.place}, sampled"
     if isinstance(written, ChatFormat):
-        conversations = until_stopped(read_conversations(rows, written), stop_requested)
+        conversations = until_stopped(read_conversations(rows, written, key=key), stop_requested)
         return tokenize_conversations(conversations, tokenizer, max_length=config.max_length, place=place)
     if isinstance(written, TextFormat):
-        documents = until_stopped(read_documents(rows, written), stop_requested)
+        documents = until_stopped(read_documents(rows, written, key=key), stop_requested)
         return tokenize_documents(documents, tokenizer, max_length=config.max_length, split=config.packing, place=place)
     demonstrations = None
     if shown is not None:
         assert isinstance(written, TaskFormat)
-        demonstrations = draw_demonstrations(shown, written)
-    examples = until_stopped(format_rows(rows, written, demonstrations=demonstrations), stop_requested)
+        demonstrations = draw_demonstrations(shown, written, key=key)
+    examples = until_stopped(format_rows(rows, written, demonstrations=demonstrations, key=key), stop_requested)
     if task == "sequence_classification":
         return tokenize_for_classifier(examples, tokenizer, max_length=config.max_length, place=place)
     texts = option_texts(written)
-    options = tokenize_options(texts, tokenizer) if texts else None
+    options = tokenize_options(texts, tokenizer, key=key) if texts else None
     return tokenize_for_language_model(examples, tokenizer, max_length=config.max_length, options=options, place=place)
 
 

@@ -56,10 +56,13 @@ def sample_rows(rows: Rows, config: SampleConfig, format: FormatConfig) -> Rows:
 
 
 def _by_class(rows: Rows, order: list[int], format: FormatConfig) -> dict[str, list[int]]:
-    """The rows of each class, in `order`."""
-    column = format.label if isinstance(format, ClassificationFormat) else "label"
-    keys = [label_key(value_of(row, column, place=place)) for place, row in numbered(rows)]
-    groups: dict[str, list[int]] = {}
+    """The rows of each class, in `order`; those of a label that is no class are for the format to refuse."""
+    if isinstance(format, ClassificationFormat):
+        column, names = format.label, {}
+    else:
+        column, names = "label", {str(number): name for number, name in enumerate(format.classes)}
+    groups: dict[str, list[int]] = {label_key(name): [] for name in format.classes}
+    labels = [label_key(value_of(row, column, place=place)) for place, row in numbered(rows)]
     for row in order:
-        groups.setdefault(keys[row], []).append(row)
+        groups.setdefault(names.get(labels[row], labels[row]), []).append(row)
     return groups

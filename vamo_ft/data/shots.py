@@ -34,20 +34,23 @@ class Demonstrations:
         return "".join(f"{shot.prompt}{shot.completion}{_BETWEEN}" for shot in shots) + sample.prompt
 
 
-def draw_demonstrations(rows: Rows, config: TaskFormat) -> Demonstrations:
+def draw_demonstrations(rows: Rows, config: TaskFormat, *, key: str = "data.format") -> Demonstrations:
     """`config.shots` examples out of the training rows, and one to spare, by `config.shot_seed`; none is there twice.
+
+    Args:
+        key: of `config` in the configuration, for messages.
 
     Raises:
         DataError: a row is not what the task needs, or there are too few different ones.
     """
     task = TASKS[config.name]
-    check_columns(rows, task.columns, key=f"data.format.name: {config.name}")
+    check_columns(rows, task.columns, key=f"{key}.name: {config.name}")
     found: dict[TaskSample, None] = {}
     for row in permutation(len(rows), HashKey(config.shot_seed, Domain.SHOTS, 0, 0)).tolist():
         found[task.build(rows.rows[row], rows.place_of(row))] = None
         if len(found) > config.shots:
             return Demonstrations(tuple(found))
     raise DataError(
-        f"{rows.place}: data.format.shots: {config.shots} examples and one to spare, for the samples that are among "
+        f"{rows.place}: {key}.shots: {config.shots} examples and one to spare, for the samples that are among "
         f"them, are more than its {len(found)} different rows"
     )

@@ -30,8 +30,13 @@ _CHUNK, _CHUNK_CHARACTERS = 1000, 1_000_000
 """Rows that are given to the tokenizer at once, unless they are long: a stop has to wait for it."""
 
 
-def tokenize_options(labels: Mapping[str, str], tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, ...]:
+def tokenize_options(
+    labels: Mapping[str, str], tokenizer: "PreTrainedTokenizerBase", *, key: str = "data.format"
+) -> tuple[Ids, ...]:
     """The tokens of each label text, without special tokens.
+
+    Args:
+        key: of the format in the configuration, for messages.
 
     Raises:
         DataError: a text has no tokens, or two have the same.
@@ -39,10 +44,10 @@ def tokenize_options(labels: Mapping[str, str], tokenizer: "PreTrainedTokenizerB
     options = tuple(tuple(ids) for ids in encode(list(labels.values()), tokenizer))
     for label, ids in zip(labels, options, strict=True):
         if not ids:
-            raise DataError(f"data.format.labels.{label}: the text {labels[label]!r} has no tokens")
+            raise DataError(f"{key}.labels.{label}: the text {labels[label]!r} has no tokens")
         first = next(other for other, ids_of_other in zip(labels, options, strict=True) if ids_of_other == ids)
         if first != label:
-            raise DataError(f"data.format.labels: {first} and {label} have the same tokens and cannot be told apart")
+            raise DataError(f"{key}.labels: {first} and {label} have the same tokens and cannot be told apart")
     return options
 
 

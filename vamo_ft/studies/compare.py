@@ -56,6 +56,7 @@ class Comparison:
         execute: trains one run.
         surroundings: of pilots and evaluations.
         tell: is given a line before and after every run.
+        use_cache: of tokens, in pilots and evaluations.
     """
 
     config: RunConfig
@@ -64,6 +65,7 @@ class Comparison:
     execute: Execute
     surroundings: Surroundings
     tell: Callable[[str], None]
+    use_cache: bool = True
     _file: ComparisonFile = field(init=False)
     _begun: int = field(init=False, default=0)
     reported: list[RunRecord] = field(init=False, default_factory=list)
@@ -124,6 +126,7 @@ class Comparison:
         pilot = run_pilot(
             arm.config,
             self.surroundings,
+            use_cache=self.use_cache,
             timed=budget.currency == "seconds",
             by_layer=budget.currency in ("flops", "seconds"),
             enough=enough,
@@ -209,6 +212,7 @@ class Comparison:
             config.data.evaluation,
             weights=weights,
             progress=self.surroundings.progress,
+            use_cache=self.use_cache,
             stop_requested=self.surroundings.stop_requested,
             observers=[lambda batch, terms: seen.append((batch, terms))],
         )
