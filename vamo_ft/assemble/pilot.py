@@ -139,7 +139,9 @@ def run_pilot(
     Raises:
         VamoFtError: model, data or method are not what they should be.
     """
-    parts = build_parts(config, weights=None, stop_requested=surroundings.stop_requested)
+    parts = build_parts(
+        config, weights=None, use_cache=surroundings.use_cache, stop_requested=surroundings.stop_requested
+    )
     every = _snapshot_period(config)
     directions, source = parts.directions, parts.source
     least = _TIMED_STEPS if timed else _STEPS

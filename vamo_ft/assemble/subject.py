@@ -81,8 +81,11 @@ class Subject:
     progress: Progress
 
 
-def build_subject(config: RunConfig, progress: Progress) -> Subject:
+def build_subject(config: RunConfig, progress: Progress, *, use_cache: bool = True) -> Subject:
     """Loads model and data, and builds the method. A snapshot takes every sample of the source that it is given.
+
+    Args:
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         UsageError: there is nothing to measure on this method.
@@ -96,7 +99,7 @@ def build_subject(config: RunConfig, progress: Progress) -> Subject:
         )
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: metric has no gradient to compare with; try --set objective.type=loss")
-    parts = build_parts(config, weights=None)
+    parts = build_parts(config, weights=None, use_cache=use_cache)
     assert parts.directions is not None
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
     estimator = build_estimator(

@@ -26,7 +26,9 @@ __all__ = ["diagnose"]
 _WIDTH = 120
 
 
-def diagnose(config: RunConfig, *, out: Path | None, samples: int, steps: int, batches: int) -> None:
+def diagnose(
+    config: RunConfig, *, out: Path | None, samples: int, steps: int, batches: int, use_cache: bool = True
+) -> None:
     """Prints the measurements and the verdict; writes `diagnose.json` and `diagnose.png`.
 
     The model is trained in memory only.
@@ -36,6 +38,7 @@ def diagnose(config: RunConfig, *, out: Path | None, samples: int, steps: int, b
         samples: held-out samples whose gradients are taken one by one.
         steps: of training before the measurements.
         batches: held-out batches whose gradients' variance is measured.
+        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         UsageError: the method has nothing to diagnose, or the folder cannot be written to.
@@ -48,7 +51,7 @@ def diagnose(config: RunConfig, *, out: Path | None, samples: int, steps: int, b
         raise UsageError(f"--out {folder}: cannot be made ({error.strerror}); name another folder") from None
     progress = Console(stderr=True)
     with logging_to(progress), memory_errors_explained("a measurement"):
-        subject = build_subject(config, ConsoleProgress(progress))
+        subject = build_subject(config, ConsoleProgress(progress), use_cache=use_cache)
         found = measure(subject, samples=samples, steps=steps, batches=batches)
     write_json(folder / "diagnose.json", finite(asdict(found)))
     _draw(folder / "diagnose.png", found)

@@ -121,12 +121,15 @@ def _train_or_resume(
                 write_run_report(directory)
 
 
-def train_quietly(config: RunConfig, *, console: Console, signals: StopSignals, seconds: float | None) -> bool:
+def train_quietly(
+    config: RunConfig, *, console: Console, signals: StopSignals, seconds: float | None, use_cache: bool = True
+) -> bool:
     """Trains one run of several, or goes on with it; shows progress and warnings alone.
 
     Args:
         signals: entered by the caller.
         seconds: of training after which the run stops as on a signal; None: no limit.
+        use_cache: keep tokens, and take them from where they were kept.
 
     Returns:
         Whether it came to its end, now or before; False where `seconds` stopped it.
@@ -147,7 +150,14 @@ def train_quietly(config: RunConfig, *, console: Console, signals: StopSignals, 
             with quiet, trackers, _status_of(directory, signals) as outcome:
                 checkpoint = _starting_point(directory, "auto")
                 finished = _train(
-                    config, directory, checkpoint, trackers, console=console, signals=signals, clock=clock
+                    config,
+                    directory,
+                    checkpoint,
+                    trackers,
+                    console=console,
+                    signals=signals,
+                    use_cache=use_cache,
+                    clock=clock,
                 )
                 outcome |= finished.facts
     except StopRequested:
