@@ -91,7 +91,7 @@ def _train(
 
 @app.command("validate")
 def _validate(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Check a configuration and print it with every default and where each value comes from."""
+    """Check a configuration. Prints every key with its value and where that comes from; loads no torch."""
     from vamo_ft.commands.validate import validate
 
     validate(config, overrides=overrides or [])
@@ -104,7 +104,7 @@ def _preview(
     overrides: Overrides = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Show training samples as tokens, with what is learnt marked, and what lengths the data has."""
+    """Show training samples as tokens. Marks what is learnt, and tells lengths, what is cut, and steps."""
     from vamo_ft.commands.settings import load_settings
 
     settings = load_settings(config, overrides=overrides or [])
@@ -127,7 +127,7 @@ def _evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="With --tasks: samples of each.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Print loss and accuracy of a trained model."""
+    """Print loss and scores of a trained model. On the run's held-out data, another data set, or public benchmarks."""
     from vamo_ft.commands.settings import find_run, load_settings
 
     config, model = find_run(target)
@@ -154,7 +154,7 @@ def _diagnose(
     batches: Annotated[int, typer.Option(min=8, help="Held-out batches whose variance is measured.")] = 32,
     no_cache: NoCache = False,
 ) -> None:
-    """Measure noise floor, variance, cost and what the correction gives, and say whether it pays."""
+    """Measure whether the correction pays. Noise floor, variance and cost, on your own model and data."""
     from vamo_ft.commands.settings import load_settings
 
     settings = load_settings(config, overrides=overrides or [])
@@ -190,7 +190,7 @@ def _compare(
     fresh: Annotated[bool, typer.Option("--fresh", help="Use a new folder if the first one is taken.")] = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Compare methods at equal compute: learning rates chosen for each, several seeds, intervals and verdicts."""
+    """Compare methods at equal compute. Learning rates chosen for each, several seeds, intervals and verdicts."""
     from vamo_ft.commands.settings import load_comparison
 
     loaded = load_comparison(
@@ -226,7 +226,7 @@ def _export(
     private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: make a private repository.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Write a plain Hugging Face folder: the model, the adapter, or both merged."""
+    """Write a plain Hugging Face folder. The model, the adapter, or both merged."""
     from vamo_ft.commands.settings import find_run, find_seed_log, load_settings
 
     config, source = find_run(target) if from_seedlog is None else find_seed_log(target)
@@ -264,7 +264,7 @@ def _generate(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Print what a model answers, token by token."""
+    """Print what a model answers. Token by token, to each prompt."""
     from vamo_ft.commands.settings import find_subject
 
     subject = find_subject(target, overrides=overrides or [])
@@ -292,7 +292,7 @@ def _report_runs(
         Path | None, typer.Option(metavar="DIR", help="Write the pictures as PNG files to this folder too.")
     ] = None,
 ) -> None:
-    """Write one page with pictures, results and differences of one or several runs."""
+    """Write one page on one or several runs. Results, pictures, and what differs between their configurations."""
     from vamo_ft.commands.report import report
 
     report(runs, out=out, png=png)
@@ -300,7 +300,7 @@ def _report_runs(
 
 @app.command("methods")
 def _methods() -> None:
-    """List the methods, what each costs per step and what it holds in memory."""
+    """List the methods. What each costs per step, and what it holds in memory."""
     from vamo_ft.commands.methods import methods
 
     methods()

@@ -37,11 +37,16 @@ def test_the_metadata_name_what_is_on_the_hub(tmp_path: Path, monkeypatch: pytes
     out = tmp_path / "out"
     out.mkdir()
     (out / "adapter_config.json").touch()
-    card = Card("a", base_model="HuggingFaceTB/SmolLM2-135M", data_set="stanfordnlp/sst2", tags=["vamo", "lora"])
+    card = Card(
+        "a",
+        base_model="HuggingFaceTB/SmolLM2-135M",
+        data_sets=["stanfordnlp/sst2", "rows.jsonl", "nyu-mll/glue"],
+        tags=["vamo", "lora"],
+    )
     assert metadata(out, card) == {
         "base_model": "HuggingFaceTB/SmolLM2-135M",
         "base_model_relation": "adapter",
-        "datasets": ["stanfordnlp/sst2"],
+        "datasets": ["stanfordnlp/sst2", "nyu-mll/glue"],
         "library_name": "peft",
         "tags": ["vamo-ft", "vamo", "lora"],
     }

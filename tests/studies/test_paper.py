@@ -46,7 +46,7 @@ COUNTS = {
 
 
 def surroundings(*, stop_requested=lambda: False) -> Surroundings:
-    return Surroundings(SilentProgress(), stop_requested)
+    return Surroundings(progress=SilentProgress(), stop_requested=stop_requested)
 
 
 def load(text: str, folder: Path) -> ExperimentConfig:

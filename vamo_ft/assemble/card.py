@@ -31,7 +31,7 @@ def build_card(config: RunConfig, *, run: Path, step: int, facts: Mapping[str, s
     return Card(
         title=config.run.name,
         base_model=config.model.path,
-        data_set=config.data.training_paths,
+        data_sets=config.data.training_paths,
         tags=[config.method.name, *([] if config.model.adapter is None else [config.model.adapter.type])],
         facts={**_facts(config, trained, _object(run / "environment.json"), step=step), **(facts or {})},
         evaluations={name.removeprefix("eval."): (before.get(name), after.get(name)) for name in names},
@@ -44,7 +44,7 @@ def _facts(
 ) -> dict[str, str]:
     facts = {
         "base model": config.model.path,
-        "training data": config.data.training_paths,
+        "training data": " and ".join(config.data.training_paths),
         "method": config.method.name,
         "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}",
         "steps": f"{step} of {config.training.batch_size} samples",

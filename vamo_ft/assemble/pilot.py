@@ -128,7 +128,6 @@ def run_pilot(
     timed: bool,
     by_layer: bool,
     enough: Callable[[StepCost, Ledger], bool],
-    use_cache: bool = True,
 ) -> Pilot:
     """Makes some steps with learning rate 0, in memory: three, and through the first two snapshots.
 
@@ -136,12 +135,13 @@ def run_pilot(
         timed: some more, for a time to rely on.
         by_layer: a whole cycle over the blocks of weights, where steps take one each, which cost differently.
         enough: asked with every step's cost; the rest need not be known.
-        use_cache: keep tokens, and take them from where they were kept.
 
     Raises:
         VamoFtError: model, data or method are not what they should be.
     """
-    parts = build_parts(config, weights=None, use_cache=use_cache, stop_requested=surroundings.stop_requested)
+    parts = build_parts(
+        config, weights=None, use_cache=surroundings.use_cache, stop_requested=surroundings.stop_requested
+    )
     every = _snapshot_period(config)
     directions, source = parts.directions, parts.source
     least = _TIMED_STEPS if timed else _STEPS

@@ -13,20 +13,22 @@ from vamo_ft.training.sinks import MetricsWriter
 __all__ = ["RunSurroundings", "Surroundings", "checkpoint_may_be_due", "due", "run_length", "training_line_due"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What passes over data get from the process they live in.
 
     Attributes:
         progress: shows long passes.
         stop_requested: whether a signal came.
+        use_cache: keep tokens, and take them from where they were kept.
     """
 
     progress: Progress
     stop_requested: Callable[[], bool]
+    use_cache: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSurroundings(Surroundings):
     """What a run gets besides.
 
@@ -35,14 +37,12 @@ class RunSurroundings(Surroundings):
         seed_log: file that a run along directions logs its updates to.
         writer: of metrics.jsonl.
         check_held: raises where another process has taken the run over.
-        use_cache: keep tokens, and take them from where they were kept.
     """
 
     checkpoints: Path
     seed_log: Path
     writer: MetricsWriter
     check_held: Callable[[], None] = lambda: None
-    use_cache: bool = True
 
 
 def due(every: Period | None, source: SampleSource) -> Callable[[int], bool]:

@@ -1,5 +1,6 @@
 """`vamo-ft compare`: several methods on the same data at equal compute, each with a learning rate of its own."""
 
+import shlex
 from collections.abc import Sequence
 from os.path import exists
 from pathlib import Path
@@ -60,13 +61,20 @@ def compare(
     if config.compare is None:
         raise ConfigError(["compare: names no methods; add --methods vamo,mezo, or a section (see the README)"])
     folder = Path(config.run.output_dir) / f"{config.run.name}-compare" if out is None else out
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file; name a folder with --out")
+    again = "give the same command again"
     if fresh:
         folder = _new_folder(folder)
+        again += f", with --out {shlex.quote(str(folder))} in place of --fresh"
     directory = RunDirectory(folder)
     directory.lock()
     try:
         with StopSignals(max_seconds=config.training.max_seconds, last=ends_process) as signals:
             outcome, runs = _run(loaded, config, folder, signals, use_cache=use_cache)
+    except StopRequested as error:
+        cause = "the time limit (training.max_seconds)" if signals.cause == "time limit" else signals.cause
+        raise StopRequested(f"stopped by {cause}; to go on, {again}") from error
     finally:
         directory.unlock()
     _write(outcome, runs, folder)
@@ -93,16 +101,18 @@ def _run(
         execute=lambda run, *, seconds: train_quietly(
             run, console=console, signals=signals, seconds=seconds, use_cache=use_cache
         ),
-        surroundings=Surroundings(ConsoleProgress(console), signals.requested),
+        surroundings=Surroundings(
+            progress=ConsoleProgress(console), stop_requested=signals.requested, use_cache=use_cache
+        ),
         tell=tell,
-        use_cache=use_cache,
     )
-    try:
-        with logging_to(console, quiet=True), memory_errors_explained("a run of the comparison"):
-            return comparison.run(), comparison.reported
-    except StopRequested as error:
-        cause = "the time limit (training.max_seconds)" if signals.cause == "time limit" else signals.cause
-        raise StopRequested(f"stopped by {cause}; to go on, give the same command again (without --fresh)") from error
+    if config.evaluation.ranked_by is not None:
+        tell(
+            "evaluation: keys on the best model and on early stopping are left out; each run spends its budget, and "
+            "its last model counts"
+        )
+    with logging_to(console, quiet=True), memory_errors_explained("a run of the comparison"):
+        return comparison.run(), comparison.reported
 
 
 def _new_folder(folder: Path) -> Path:
@@ -228,11 +238,12 @@ def _notes(outcome: Outcome) -> list[str]:
     count = len(outcome.seeds)
     notes = [
         f"spent: {_SPENT[outcome.currency]}; evaluation is not charged. Steps are as many as the budget allows, and "
-        "the schedule is scaled to them.",
-        "learning rates were chosen on another seed and on the other half of the held-out data.",
+        "the schedule is scaled to them. The model of the last step counts, and no run stops early.",
         "intervals: bootstrap over seeds and held-out samples at once, paired between methods; with few seeds they are "
         "too narrow for the spread between seeds.",
     ]
+    if any(method.trials for method in outcome.methods):
+        notes.insert(1, "learning rates were chosen on another seed and on the other half of the held-out data.")
     if count == 1:
         notes.append("with one seed nothing is known of the spread between seeds: there is no verdict.")
     if contests := [(each.label, each.contest) for each in outcome.methods if each.contest is not None]:

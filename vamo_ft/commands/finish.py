@@ -1,6 +1,7 @@
 """What a run leaves behind when it is done: the final model, a summary, and a page."""
 
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -86,12 +87,16 @@ def print_summary(finished: Finished, directory: RunDirectory) -> None:
         console.print(table)
     console.print(
         f"{state.step} steps in {state.seconds:.0f} s; {state.work.forward_samples} forward and "
-        f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB"
+        f"{state.work.backward_samples} backward sample evaluations; peak memory {peak_memory_bytes() / 1e9:.2f} GB",
+        soft_wrap=True,
     )
     of_step = "" if saved["step"] == state.step else f" (of step {saved['step']}, the best evaluation)"
     console.print(f"model: {directory.model}{of_step}", soft_wrap=True, markup=False)
+    root = shlex.quote(str(directory.root))
+    following = f"export {root} {shlex.quote(f'{directory.root.name}-model')}"
     if run.evaluator is not None:
-        console.print(f"next:  vamo-ft evaluate {directory.root}", soft_wrap=True, markup=False)
+        following = f"evaluate {root}"
+    console.print(f"next:  vamo-ft {following}", soft_wrap=True, markup=False)
 
 
 def write_run_report(directory: RunDirectory) -> None:

@@ -32,8 +32,7 @@ def report(directories: Sequence[Path], *, out: Path | None, png: Path | None) -
     for directory in directories:
         once.setdefault(directory.resolve(), directory)
         if not is_run(directory):
-            what = "is not a run directory: it has no metrics.jsonl" if directory.is_dir() else "no such folder"
-            raise UsageError(f"{directory}: {what}")
+            raise UsageError(f"{directory}: {_what_else(directory)}")
     directories = list(once.values())
     if out is None:
         out = directories[0] / _PAGE if len(directories) == 1 else Path(_PAGE)
@@ -67,6 +66,16 @@ def write_report(directories: Sequence[Path], *, out: Path, png: Path | None = N
     except OSError as error:
         raise UsageError(f"{error.filename or out}: cannot be written ({error.strerror}); name another place") from None
     return written
+
+
+def _what_else(directory: Path) -> str:
+    """Why a folder is no run, and where its runs are, if it holds some."""
+    if not directory.is_dir():
+        return "no such folder"
+    for pattern in ("*", "runs/*"):  # those of a comparison are in runs
+        if any(map(is_run, directory.glob(pattern))):
+            return f"is not a run directory; its runs are {directory / pattern}"
+    return "is not a run directory: it has neither config.yaml nor metrics.jsonl"
 
 
 def _collect(directory: Path) -> RunRecord:

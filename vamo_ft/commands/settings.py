@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from os.path import isdir, isfile
 from pathlib import Path
 
+from vamo_ft.config.budget import Budget
 from vamo_ft.config.load import LoadedConfig, load_config
 from vamo_ft.config.schema import AdapterConfig, ModelConfig, RunConfig
 from vamo_ft.core.errors import UsageError
@@ -48,17 +49,26 @@ def load_comparison(
     """
     added = list(overrides)
     if budget is not None:
+        try:
+            Budget.parse(budget)
+        except ValueError as error:
+            raise UsageError(f"--budget: {error}") from None
         added.append(f"compare.budget={budget}")
     if seeds is not None:
-        added.append(f"compare.seeds={f'[{seeds}]' if ',' in seeds else seeds}")
+        listed = [seed.strip() for seed in seeds.split(",")]
+        if not all(map(str.isdecimal, listed)) or listed == ["0"]:
+            raise UsageError(f"--seeds {seeds}: write how many, such as 5, or the seeds themselves, such as 1,2,3")
+        added.append(f"compare.seeds={f'[{seeds}]' if len(listed) > 1 else seeds}")
+    labels = [] if methods is None else [label.strip() for label in methods.split(",")]
+    if methods is not None and not all(labels):
+        raise UsageError(f"--methods {methods}: write names separated by commas, such as vamo,mezo")
     for item in rates:
         label, equals, values = item.partition("=")
         if not (label and equals and values) or "." in label:
             raise UsageError(f"--learning-rates {item}: write it as METHOD=A,B, such as mezo=1e-5,1e-4")
+        if labels and label not in labels:
+            raise UsageError(f"--learning-rates {item}: {label} is none of --methods {methods}")
         added.append(f"compare.methods.{label}.learning_rates=[{values}]")
-    labels = [] if methods is None else [label.strip() for label in methods.split(",")]
-    if methods is not None and not all(labels):
-        raise UsageError(f"--methods {methods}: write names separated by commas, such as vamo,mezo")
     return _made_known(load_config(config_path, overrides=added, methods=labels))
 
 
@@ -83,7 +93,13 @@ def find_run(target: Path) -> tuple[Path, Path]:
         if model.is_dir() and (run / "config.yaml").is_file():
             return run / "config.yaml", model
     if (target / "config.yaml").is_file():
-        raise UsageError(f"{target}: this run has no final model yet; name one of its checkpoints")
+        checkpoints = sorted((target / "checkpoints").glob("step-*"))
+        newest = f", such as {checkpoints[-1]}" if checkpoints else ", once there is one"
+        raise UsageError(f"{target}: this run has no final model yet; name one of its checkpoints{newest}")
+    if not target.is_dir():
+        raise UsageError(f"{target}: no such folder; name a run directory or a checkpoint in one")
+    if target.name == "model" and (target.parent / "config.yaml").is_file():
+        raise UsageError(f"{target}: this is the model in a run directory; name {target.parent}")
     raise UsageError(f"{target}: neither a run directory nor a checkpoint in one")
 
 

@@ -80,6 +80,13 @@ class CompareConfig(Section):
         description="what is compared: names of methods, or names of your own with method.name in set; or --methods",
     )
 
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_a_mean(cls, value: str | None) -> str | None:
+        if value == "perplexity":
+            raise ValueError("perplexity is the exponential of loss, with the same order of methods; write loss")
+        return value
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _a_number_of_seeds(cls, value: Any) -> Any:

@@ -196,9 +196,9 @@ class DataConfig(Section):
         return (self.train,) if isinstance(self.train, DataSetConfig) else tuple(self.train)
 
     @property
-    def training_paths(self) -> str:
-        """Where the training data comes from, in words."""
-        return " and ".join(each.path for each in self.training_sets)
+    def training_paths(self) -> list[str]:
+        """Where the training data comes from, each place once."""
+        return list(dict.fromkeys(each.path for each in self.training_sets))
 
     @property
     def weights(self) -> tuple[float, ...] | None:

@@ -19,7 +19,7 @@ class Card:
     Attributes:
         title: the heading.
         base_model: path or Hub id of the model that training began with; None: unknown.
-        data_set: path or Hub id of the training data.
+        data_sets: paths or Hub ids of the training data.
         tags: besides `vamo-ft`.
         facts: rows of the first table.
         evaluations: metric -> value before training and in this folder's model; None: not evaluated there.
@@ -28,7 +28,7 @@ class Card:
 
     title: str
     base_model: str | None = None
-    data_set: str | None = None
+    data_sets: Sequence[str] = ()
     tags: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     evaluations: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Card:
 def write_model_card(directory: Path, card: Card) -> None:
     """Writes `README.md` beside what `save_model` wrote.
 
-    The metadata name the base model and the data set only where they are from the Hub, which knows no other; the
+    The metadata name the base model and the data sets only where they are from the Hub, which knows no other; the
     licence is that of the base model's own card, if that is on this machine.
     """
     adapter = (directory / "adapter_config.json").exists()
@@ -62,10 +62,10 @@ def write_model_card(directory: Path, card: Card) -> None:
 
 def _metadata(card: Card, *, adapter: bool) -> str:
     base = card.base_model if card.base_model is not None and _is_hub_id(card.base_model) else None
-    data_set = card.data_set if card.data_set is not None and _is_hub_id(card.data_set) else None
+    data_sets = [name for name in card.data_sets if _is_hub_id(name)]
     data = ModelCardData(
         base_model=base,
-        datasets=None if data_set is None else [data_set],
+        datasets=data_sets or None,
         library_name="peft" if adapter else "transformers",
         tags=["vamo-ft", *card.tags],
     )

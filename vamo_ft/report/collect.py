@@ -42,6 +42,7 @@ class RunRecord:
         state: the one in status.json; `crashed` where that says `running` and nobody holds the folder.
         message: how it ended, where status.json says so.
         time: of the state.
+        model_step: of the final model, where status.json says so.
         config: dotted key -> value in YAML.
         environment: dotted key -> value.
         training: name in metrics.jsonl -> its course.
@@ -56,6 +57,7 @@ class RunRecord:
     state: str = "unknown"
     message: str | None = None
     time: str | None = None
+    model_step: int | None = None
     config: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     training: dict[str, Series] = field(default_factory=dict)
@@ -94,6 +96,10 @@ def collect_run(directory: Path, *, held: bool, text: Text) -> RunRecord:
         if isinstance(status.get(key), str):
             run.message = text(status[key])
     run.time = text(str(status["time"])) if "time" in status else None
+    if isinstance(step := status.get("model_step"), int):
+        run.model_step = step
+    if status.get("stopped_early") is True:
+        run.notes.append("stopped early, for want of an improvement (evaluation.early_stopping_patience)")
     config = parse_yaml(_read_text(directory / "config.yaml"))
     if isinstance(config.values, Mapping) and not config.problems:
         run.config = {text(str(key)): text(write_yaml_value(value)) for key, value in leaves(config.values)}
@@ -128,6 +134,8 @@ def _read_metrics(run: RunRecord, path: Path, *, text: Text) -> None:
             misplaced += 1
         else:
             _append_training(run, step, record)
+    for name in [name for name, series in run.training.items() if name != "loss" and not series.finite]:
+        del run.training[name]  # never known, as the gradient's norm where there is no gradient
     for series in (run.training, run.evaluation):
         for name in [name for name in series if text(name) != name]:
             series[text(name)] = series.pop(name)

@@ -104,6 +104,7 @@ def _draw_costs(axis: "Axes", costs: Sequence[Cost], colours: Mapping[str, str])
     axis.set_xlabel("seconds per step, snapshots included")
     axis.set_ylabel("peak memory (GB)")
     axis.margins(0.2)
+    axis.set_ylim(bottom=0)  # so that small differences look small
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -27,7 +27,7 @@ _GREY = "#8b949e"
 _RED = "#d1242f"
 _PANELS_IN_A_ROW = 3
 _DOTS_PER_INCH = 160
-_LEGEND_CHARACTERS = 100  # in a row of it
+_LEGEND_CHARACTERS = 100 / 12  # in a row of it, for each inch of the figure's width
 
 
 def draw_svg(picture: Picture) -> str:
@@ -71,9 +71,11 @@ def _draw(picture: Picture) -> Figure:
     columns = min(_PANELS_IN_A_ROW, len(picture.panels))
     rows = -(-len(picture.panels) // columns)
     labels = [line.label for line in picture.panels[0].lines if line.label is not None]
-    in_a_row = max(1, min(len(labels) + 3, _LEGEND_CHARACTERS // (max(map(len, labels), default=1) + 6)))
+    width = max(6.0, 4.0 * columns)
+    longest = max(map(len, labels), default=1) + 6  # with the line before it
+    in_a_row = max(1, min(len(labels) + 3, int(width * _LEGEND_CHARACTERS / longest)))
     height = 3.0 * rows + 0.22 * (1 + len(labels) // in_a_row)
-    figure = Figure(figsize=(max(6.0, 4.0 * columns), height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     handles: dict[str, Artist] = {}
     for number, panel in enumerate(picture.panels, start=1):

@@ -12,6 +12,7 @@ from vamo_ft.report.series import Series
 __all__ = ["Fact", "differences", "facts_of", "next_commands"]
 
 _MISSING = "–"
+_STUDY = "compare"  # the section that no run takes notice of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,15 @@ def facts_of(run: RunRecord) -> list[Fact]:
         Fact("state", run.state, is_number=False),
         Fact("method", run.config.get("method.name", _MISSING), is_number=False),
         Fact("model", run.config.get("model.path", _MISSING), is_number=False),
-        Fact("steps", _count(_last_step(run))),
+        Fact("steps", _steps(run)),
     ]
     if (loss := run.training.get("loss")) is not None:
         facts.append(Fact("training loss", _decimal(loss.values[-1])))
     for name, series in run.evaluation.items():
         facts.append(Fact(f"{name} at the end", _decimal(series.values[-1])))
         facts.append(Fact(f"best {name}", _best(name, series)))
+    if run.model_step is not None and run.model_step != _last_step(run):
+        facts.append(Fact("step of the model", f"{run.model_step:,} (best evaluation)"))
     return [
         *facts,
         Fact("forward evaluations", _count(run.last("forward_evals"))),
@@ -50,7 +53,7 @@ def facts_of(run: RunRecord) -> list[Fact]:
 
 def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     """The configuration's keys whose values differ, with the value of each run; the run's own name is none of them."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key != "run.name")
+    keys = dict.fromkeys(key for run in runs for key in run.config if key != "run.name" and key.split(".")[0] != _STUDY)
     rows = [(key, [run.config.get(key, _MISSING) for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
@@ -66,6 +69,12 @@ def next_commands(run: RunRecord) -> list[tuple[str, str]]:
             ("export", f"vamo-ft export {path} {shlex.quote(f'{run.name}-model')}"),
         ]
     return [("go on", f"vamo-ft train {shlex.quote(f'{run.path}/config.yaml')}")]
+
+
+def _steps(run: RunRecord) -> str:
+    """How many were made, and of how many where it was to be more."""
+    made, planned = _last_step(run), run.config.get("training.steps", "")
+    return _count(made) if made is None or planned in ("null", "", f"{made:g}") else f"{_count(made)} of {planned}"
 
 
 def _last_step(run: RunRecord) -> float | None:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vamo_ft.assemble import Surroundings, evaluate_model
 from vamo_ft.assemble.pilot import StepCost, run_pilot
@@ -27,6 +27,12 @@ from vamo_ft.training.rundir import RunDirectory, write_json
 __all__ = ["Comparison", "Execute"]
 
 _SCORES = "scores.json"
+_TO_THE_END: Mapping[str, Any] = {
+    "metric_for_best_model": None,
+    "load_best_model_at_end": False,
+    "early_stopping_patience": None,
+    "early_stopping_threshold": 0.0,
+}
 
 
 class Execute(Protocol):
@@ -56,7 +62,6 @@ class Comparison:
         execute: trains one run.
         surroundings: of pilots and evaluations.
         tell: is given a line before and after every run.
-        use_cache: of tokens, in pilots and evaluations.
     """
 
     config: RunConfig
@@ -65,7 +70,6 @@ class Comparison:
     execute: Execute
     surroundings: Surroundings
     tell: Callable[[str], None]
-    use_cache: bool = True
     _file: ComparisonFile = field(init=False)
     _begun: int = field(init=False, default=0)
     reported: list[RunRecord] = field(init=False, default_factory=list)
@@ -126,7 +130,6 @@ class Comparison:
         pilot = run_pilot(
             arm.config,
             self.surroundings,
-            use_cache=self.use_cache,
             timed=budget.currency == "seconds",
             by_layer=budget.currency in ("flops", "seconds"),
             enough=enough,
@@ -212,7 +215,7 @@ class Comparison:
             config.data.evaluation,
             weights=weights,
             progress=self.surroundings.progress,
-            use_cache=self.use_cache,
+            use_cache=self.surroundings.use_cache,
             stop_requested=self.surroundings.stop_requested,
             observers=[lambda batch, terms: seen.append((batch, terms))],
         )
@@ -231,7 +234,11 @@ class Comparison:
             ) from None
 
     def _run_config(self, arm: Arm, learning_rate: float, seed: int, *, name: str, tuning: bool) -> RunConfig:
-        """The configuration of one run, which `vamo-ft train` takes as well."""
+        """The configuration of one run, which `vamo-ft train` takes as well.
+
+        It spends its budget to the end, at its own learning rate, and its last model is the one that counts: a run that
+        ended early would have spent less than the others, and the best evaluation is one on the half that is reported.
+        """
         config, plan = arm.config, self._file.plans[arm.label]
         every = None if tuning else Period(max(1, round(plan.steps / self._compare.points)), "step")
         # What had been spent is read from training lines: at evaluations, and wherever the clock may stop a run.
@@ -240,6 +247,7 @@ class Comparison:
             "every": every,
             "part": "tune" if tuning else "test",
             "metrics": list(dict.fromkeys(["loss", *config.evaluation.metrics])),
+            **_TO_THE_END,
         }
         return config.model_copy(
             update={
@@ -248,7 +256,9 @@ class Comparison:
                 ),
                 "optimizer": config.optimizer.model_copy(update={"learning_rate": learning_rate}),
                 "schedule": config.schedule.model_copy(update={"warmup_steps": plan.warmup_steps}),
-                "training": config.training.model_copy(update={"steps": plan.steps, "epochs": None}),
+                "training": config.training.model_copy(
+                    update={"steps": plan.steps, "epochs": None, "on_divergence": "stop"}
+                ),
                 "evaluation": config.evaluation.model_copy(update=evaluation),
                 "logging": config.logging.model_copy(update={"every": logged}),
             }

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.studies.budget import Plan
 from vamo_ft.studies.intervals import Interval
@@ -125,7 +126,7 @@ class Outcome:
 def compared_metric(config: RunConfig) -> str:
     """`compare.metric`, or the first score of `evaluation.metrics`, or the loss."""
     assert config.compare is not None
-    scores = [name for name in config.evaluation.metrics if name != "loss"]
+    scores = [name for name in config.evaluation.metrics if name not in LOWER_IS_BETTER]
     return config.compare.metric or next(iter(scores), "loss")
 
 

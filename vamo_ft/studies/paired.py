@@ -62,11 +62,12 @@ def t_test_p(differences: Sequence[float]) -> float:
     """The paired t-test over seeds (Student 1908), two-sided; two seeds or more.
 
     `t = mean / (s / sqrt(S))` with `nu = S - 1` degrees of freedom; its distribution by the finite sums of Abramowitz
-    and Stegun (1964), 26.7.3 and 26.7.4, in `theta = atan(t / sqrt(nu))`.
+    and Stegun (1964), 26.7.3 and 26.7.4, in `theta = atan(t / sqrt(nu))`. Of differences that are all equal, as
+    those of a score on few samples may be, the spread is not known to be 0: theirs is the permutation test's p.
     """
     count, deviation = len(differences), stdev(differences)
-    if deviation == 0:
-        return 0.0 if any(differences) else 1.0
+    if deviation <= 1e-12 * max(map(abs, differences)):
+        return sign_flip_p(differences)
     freedom = count - 1
     theta = math.atan(abs(fmean(differences)) / deviation * math.sqrt(count / freedom))
     sine, cosine = math.sin(theta), math.cos(theta)
