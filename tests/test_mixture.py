@@ -249,7 +249,7 @@ def test_a_pilot_takes_snapshots_when_the_run_does(mixed: Workspace) -> None:
     config = load_config(Path("config.yaml")).config
     surroundings = Surroundings(SilentProgress(), lambda: False)
     pilot = run_pilot(config, surroundings, timed=False, by_layer=False, enough=lambda cost, ledger: False)
-    assert [step for step in range(21) if pilot.due(step)] == [5, 10, 15, 20]
+    assert [step for step in range(21) if pilot.cost(step).snapshot.forward_samples] == [0, 5, 10, 15, 20]
 
 
 def test_without_a_cache_nothing_is_kept(mixed: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
