@@ -29,6 +29,7 @@ from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime, Sta
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.core.types import Batch, EvaluationTerms
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples, load_evaluation, load_samples
+from vamo_ft.models.compilation import compile_layers
 from vamo_ft.models.export import save_model, saved_bytes, write_model_card
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
@@ -124,6 +125,8 @@ def build_parts(
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
         checkpoint_activations(loaded.model)
+    if config.model.compile:
+        compile_layers(loaded.model)
     parameters = TrainableParameters(loaded.model)
     directions = build_directions(config, parameters, loaded.model)
     return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)
