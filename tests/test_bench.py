@@ -30,9 +30,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("bench") / "deeper" / "bench.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(case_memory, "_probe", _made_up_peaks)
-        patch.setattr(command, "choose_device", lambda: CPU)
         command.main(
-            ["--model=tiny", "--repeats=1", "--warmup=0", "--batch=2", "--length=8", "--threads=1", f"--out={out}"]
+            [
+                "--model=tiny",
+                "--device=cpu",
+                "--repeats=1",
+                "--warmup=0",
+                "--batch=2",
+                "--length=8",
+                "--threads=1",
+                f"--out={out}",
+            ]
         )
     loaded: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return loaded
@@ -137,6 +145,13 @@ def test_peak_memory_sees_what_was_freed(resettable: bool, monkeypatch: pytest.M
         for _ in range(5):
             torch.ones(size, dtype=torch.uint8)
     assert 0.8 * size < peak.bytes - before < 3 * size
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^scripts/bench: not available: torch sees no CUDA device$"):
+        command.main(["--device=cuda", f"--out={tmp_path / 'bench.json'}"])
+    assert not (tmp_path / "bench.json").exists()
 
 
 def test_wrapper_runs_the_module() -> None:

@@ -14,6 +14,7 @@ from vamo_ft.config.load import load_config, load_experiment
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "cloud"]
 
 
 def shell_lines() -> list[str]:
@@ -22,7 +23,7 @@ def shell_lines() -> list[str]:
     return [line for line in lines if re.match(r"(vamo-ft|scripts/)", line)]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     (load_experiment if path.parent.name == "paper" else load_config)(path)
 

@@ -33,6 +33,10 @@ CASES: Mapping[str, Callable[[Setting], CaseResult]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the chosen cases one after the other; a case that cannot be measured here leaves a note."""
     options = _parse(arguments)
+    try:
+        device = choose_device(options.device)
+    except NotAvailable as reason:
+        sys.exit(f"scripts/bench: {reason}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     logging.getLogger("vamo_ft").setLevel(logging.ERROR)  # bfloat16 at MeZO's eps, which is what is measured
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         labelled=options.labelled,
         repeats=options.repeats,
         warmup=options.warmup,
-        device=choose_device(),
+        device=device,
         precisions=tuple(options.precisions),
     )
     facts = machine_facts(setting.device)
@@ -91,6 +95,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_precisions,
         default=["float32", "bfloat16"],
         help="of the weights in mezo, mezo_bcd and memory; default: float32,bfloat16",
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where it is there, else the CPU"
     )
     parser.add_argument("--threads", type=_positive, default=None, help="of torch; default: torch's choice")
     parser.add_argument("--repeats", type=_positive, default=7, help="rounds that count (default: %(default)s)")

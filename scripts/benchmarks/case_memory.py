@@ -62,6 +62,7 @@ def _probe(setting: Setting, *, work: str, dtype: str) -> dict[str, int]:
     """What one process measured."""
     options = {
         "model": setting.model,
+        "device": setting.device.type,
         "batch": setting.batch,
         "length": setting.length,
         "labelled": setting.labelled,

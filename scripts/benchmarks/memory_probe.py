@@ -114,12 +114,13 @@ def main() -> None:
     parser.add_argument("--work", choices=WORKS, required=True)
     parser.add_argument("--dtype", choices=list(_DTYPES), required=True)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     for name in ("batch", "length", "labelled", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.getLogger("vamo_ft").setLevel(logging.ERROR)
-    device = choose_device()
+    device = choose_device(options.device)
     setting = Setting(
         model=options.model,
         batch=options.batch,

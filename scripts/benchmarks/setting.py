@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from scripts.benchmarks.results import NotAvailable
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.types import Batch
@@ -41,9 +42,16 @@ _TINY = {
 }
 
 
-def choose_device() -> torch.device:
-    """The first CUDA device, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+def choose_device(kind: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device of that kind; auto: the first CUDA device, else the CPU.
+
+    Raises:
+        NotAvailable: there is no CUDA device.
+    """
+    available = torch.cuda.is_available()
+    if kind == "cuda" and not available:
+        raise NotAvailable("not available: torch sees no CUDA device")
+    return torch.device("cpu") if kind == "cpu" or not available else torch.device("cuda", 0)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.core.types import Estimate, ProjectedGradient, Work
 from vamo_ft.estimators.first_order import FirstOrder
+from vamo_ft.optim import update_rules
 from vamo_ft.optim.carriers import Carriers, update_rounding
 from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
@@ -71,6 +72,15 @@ def test_trajectories_equal_torch_optim_bit_for_bit(name, clip, resumed_at):
         norm = rule.apply(estimate, learning_rate=0.05 / (step + 1), step=step)["grad_norm"]
         assert norm is not None and norm > 0.1
     assert parameters.digest() == reference_digest(name, steps=6, clip=clip)
+
+
+@pytest.mark.parametrize("resumed_at", [None, 3])
+def test_the_form_of_adamw_that_cuda_takes(resumed_at, monkeypatch):
+    """One pass over memory; the CPU has it, too."""
+    monkeypatch.setattr(update_rules, "_on_cuda", lambda carriers: True)
+    settings = RULES["adamw"][0]
+    monkeypatch.setitem(RULES, "adamw", (settings, lambda p, wd: torch.optim.AdamW(p, **settings, fused=True)))
+    test_trajectories_equal_torch_optim_bit_for_bit("adamw", 0.1, resumed_at)
 
 
 def projected(*coefficients: float) -> Estimate:

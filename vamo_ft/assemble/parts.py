@@ -16,6 +16,7 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.data.loading import load_samples
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
+from vamo_ft.models.compilation import compile_layers
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations
 from vamo_ft.models.packing import check_packing
 from vamo_ft.training.ledger import Ledger
@@ -86,6 +87,8 @@ def build_parts(
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
         checkpoint_activations(loaded.model)
+    if config.model.compile:
+        compile_layers(loaded.model)
     parameters = TrainableParameters(loaded.model)
     directions = build_directions(config, parameters, loaded.model)
     return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)

@@ -103,7 +103,12 @@ class ModelConfig(Section):
         None, description="frozen base in 4 bits, such as {bits: 4}; null: in dtype"
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
-        None, description="attention kernel; null lets transformers choose"
+        None, description="attention kernel; null lets transformers choose (sdpa, where the model has it)"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the model's layers, for training and losses; generation stays as it is. Compiling "
+        "takes some minutes at the start of every process",
     )
     adapter: AdapterConfig | None = Field(None, description="null trains the model's own weights")
     freeze: list[str] = Field(
@@ -277,6 +282,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"model.attn_implementation: {'null' if kind is None else kind} has no forward derivative, which "
                 "method.name: forward_gradient needs; leave it out, or write eager"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_layers_are_differentiated_backward(self) -> "RunConfig":
+        if self.model.compile and isinstance(self.method, ForwardGradientConfig):
+            raise ValueError(
+                "model.compile: method.name: forward_gradient takes forward derivatives, which compiled code has none "
+                "of; leave it out"
             )
         return self
 

@@ -17,6 +17,7 @@ from vamo_ft.core.kernels import accumulate_, compiled, compiler_available, disp
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.rows import Launch, RowPlan, row_positions
 from vamo_ft.core.second_moment import SecondMoment, squared_norm
+from vamo_ft.core.transfer import to_device
 
 __all__ = ["Distribution", "HashedDirections"]
 
@@ -164,7 +165,7 @@ class HashedDirections:
         first, position = divmod(start, BLOCK)
         rows = -(-(stop - start) // BLOCK)
         total = torch.zeros(rows, min(stop - start, BLOCK), device=device)
-        words = row_words(block_words(key, first, first + rows + 1)).to(device)
+        words = to_device(row_words(block_words(key, first, first + rows + 1)), device)
         starts = torch.full((rows, 1), position, dtype=torch.int32, device=device)
         one = self._scaled(torch.ones(1, device=device), [key])
         self._accumulate(total, starts, [words], _in_rows(one, total))
@@ -212,7 +213,7 @@ class HashedDirections:
             if len(self._words) >= _MOST_KEYS:
                 del self._words[next(iter(self._words))]  # that used least recently
             words = row_words(block_words(key, 0, -(-self.numel // BLOCK) + 1))
-            words = words.to(self._parameters.device, non_blocking=True)
+            words = to_device(words, self._parameters.device)
         self._words[key] = words
         return words
 

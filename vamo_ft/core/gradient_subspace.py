@@ -127,7 +127,7 @@ class GradientSubspace:
         """(m,) float64 inner products `<tensors, z_j>`; None stands for zeros."""
         given = [(basis, tensor) for basis, tensor in zip(self._basis, tensors, strict=True) if tensor is not None]
         products = inner_products([basis for basis, _ in given], [tensor.unsqueeze(0) for _, tensor in given])
-        return products[[key.probe for key in keys], 0]
+        return torch.stack([products[key.probe, 0] for key in keys])
 
     def gram(self, keys: Sequence[HashKey]) -> Tensor:
         """(m, m) float64, `G_jk = <z_j, z_k>`: the identity, to rounding."""

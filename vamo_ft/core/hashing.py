@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from vamo_ft.core.transfer import to_device
+
 __all__ = ["BLOCK", "Domain", "HashKey", "block_words", "hashed", "philox", "random_bits"]
 
 Word = TypeVar("Word", int, Tensor)
@@ -93,7 +95,7 @@ def random_bits(key: HashKey, start: int, stop: int, *, device: torch.device, la
         (stop - start,) int32 on `device`.
     """
     first, last = start // BLOCK, -(-stop // BLOCK)
-    words = block_words(key, first, last)[:, 2 * lane : 2 * lane + 2].to(device)
+    words = to_device(block_words(key, first, last)[:, 2 * lane : 2 * lane + 2], device)
     low, high = (start % BLOCK, start % BLOCK + stop - start) if last - first == 1 else (0, BLOCK)
     element = torch.arange(low, high, dtype=torch.int32, device=device)
     bits = hashed(element, words[:, :1], words[:, 1:]).flatten()  # (blocks * columns,)

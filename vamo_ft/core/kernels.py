@@ -25,7 +25,7 @@ from torch import Tensor
 from vamo_ft.core.hashing import BLOCK, hashed
 from vamo_ft.core.rounding import stochastically_rounded
 
-__all__ = ["accumulate_", "compiled", "compiler_available", "displace_", "row_words"]
+__all__ = ["accumulate_", "compiled", "compiler_available", "displace_", "load_compiler", "row_words"]
 
 Arguments = ParamSpec("Arguments")
 
@@ -105,6 +105,16 @@ def compiler_available(device_type: str) -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def load_compiler() -> None:
+    """Imports `torch.compile`'s parts, and lets a function have as many compiled forms as anything here can need."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, while its compiler is imported
+        importlib.import_module("torch._inductor.compile_fx")
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, _VARIANTS)  # for the process: older torch has no other place
+
+
 @functools.cache
 def compiled(kernel: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """The kernel through `torch.compile`, for any number and width of rows above one.
@@ -112,13 +122,9 @@ def compiled(kernel: Callable[Arguments, None]) -> Callable[Arguments, None]:
     Where the compiler turns out to fail, the plain kernel takes its place, a part of the rows at a time, with a log
     line.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, while its compiler is imported
-        importlib.import_module("torch._inductor.compile_fx")
-    from torch._dynamo import config
+    load_compiler()
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
-    config.recompile_limit = max(config.recompile_limit, _VARIANTS)  # for the process: older torch has no other place
     options: dict[str, str | int | bool | Callable[..., Any]] = {"realize_opcount_threshold": _INLINED}
     if torch.cuda.is_available():
         options["emulate_precision_casts"] = True  # also keeps Triton from contracting multiplications and additions

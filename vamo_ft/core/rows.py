@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.hashing import BLOCK
+from vamo_ft.core.transfer import to_device
 
 __all__ = ["Launch", "RowPlan", "row_positions"]
 
@@ -74,12 +75,12 @@ class RowPlan:
         for launch in self.launches:
             chosen = torch.tensor([values[place] for place in launch.places], dtype=torch.float64).unsqueeze(1)
             rows[launch.rows] = chosen.expand(launch.shape[0], 1)
-        return rows.to(self.blocks.device, non_blocking=True)
+        return to_device(rows, self.blocks.device)
 
 
 def row_positions(offsets: Tensor, *, device: torch.device) -> tuple[Tensor, Tensor]:
     """Block (rows,) int64 and position in it (rows, 1) int32 of the elements at `offsets` (rows,) int64."""
-    offsets = offsets.to(device)
+    offsets = to_device(offsets, device)
     return offsets // BLOCK, (offsets % BLOCK).to(torch.int32).unsqueeze(1)
 
 

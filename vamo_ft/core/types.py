@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.hashing import HashKey
+from vamo_ft.core.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class Batch:
         """The same batch on `device`; the copy does not block."""
         return Batch(
             indices=self.indices,
-            inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
-            targets={name: tensor.to(device, non_blocking=True) for name, tensor in self.targets.items()},
-            counts=self.counts.to(device, non_blocking=True),
+            inputs={name: to_device(tensor, device) for name, tensor in self.inputs.items()},
+            targets={name: to_device(tensor, device) for name, tensor in self.targets.items()},
+            counts=to_device(self.counts, device),
             num_tokens=self.num_tokens,
             num_supervised=self.num_supervised,
             references=self.references,

@@ -117,6 +117,7 @@ class LossProbe:
         support = self._directions.support(keys)
         ends = list(accumulate(len(batch) for batch in micro_batches))
         places = [slice(end - len(batch), end) for end, batch in zip(ends, micro_batches, strict=True)]
+        micro_batches = [batch.to(self._runtime.device) for batch in micro_batches]  # once for all points
         if self._whole or self._prefix.depth(support) == 0:
             for point in points:
                 with self.at(point, keys):

@@ -16,6 +16,7 @@ from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.eps_search import EpsSearch
 from vamo_ft.estimators.passes import PassState, Reference, SnapshotPasses, reference_samples
@@ -160,7 +161,7 @@ class Snapshots:
         points, keys = self._points(), self.keys(snapshot)
         with placed_at(self._parameters, snapshot.base):
             derivatives, _ = self._probe.derivatives(micro_batches, points, keys)
-        counts = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device)
+        counts = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device)
         noise = snapshot.table.noise(derivatives, counts, normaliser=normaliser)
         return noise, self._probe.work(micro_batches, points, keys)
 

@@ -14,6 +14,7 @@ from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, Work
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
@@ -171,11 +172,11 @@ class Svrg:
             for batch in stages.batches(0):
                 self._parameters.clear_gradients()
                 drawn = reference.of(batch.indices)  # (m,)
-                self._add_gradient(batch, drawn=drawn.to(device))
+                self._add_gradient(batch, drawn=to_device(drawn, device))
                 for total, tensor in zip(snapshot.sums, self._parameters.tensors, strict=True):
                     if tensor.grad is not None:
                         total += tensor.grad
-                snapshot.weight = snapshot.weight + (drawn.to(device) * batch.counts.to(device)).sum()
+                snapshot.weight = snapshot.weight + to_device((drawn * batch.counts.to(drawn)), device).sum()
                 snapshot.num_samples += float(drawn.sum())
                 snapshot.scoring.work += Work.forward([batch]) + Work.backward([batch])
         self._parameters.clear_gradients()
@@ -191,7 +192,7 @@ class Svrg:
     ) -> None:
         """`.grad -= alpha / D * sum_{i in I} (grad L_i(xs) - t_i grad f(xs))`, with no second gradient buffer."""
         device = self._runtime.device
-        weight = torch.cat([batch.counts for batch in micro_batches]).to(device).double().sum()
+        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
         divisor = weight
         if self._settings.normaliser == "data":
             samples = sum(len(batch) for batch in micro_batches)

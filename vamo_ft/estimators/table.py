@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.protocols import StateDict
+from vamo_ft.core.transfer import to_device
 from vamo_ft.estimators.probes import ProbePoint
 
 __all__ = ["DerivativeTable"]
@@ -53,7 +54,7 @@ class DerivativeTable:
 
     def add(self, indices: Sequence[int], point: ProbePoint, losses: Tensor, counts: Tensor) -> None:
         """Enters the (m,) losses of samples `indices` at a probe point."""
-        rows = torch.tensor(indices, device=self._derivatives.device)
+        rows = to_device(torch.tensor(indices), self._derivatives.device)
         self._derivatives[rows, point.columns] += point.weight * losses.unsqueeze(1)
         self._counts[rows] = counts.to(self._counts)
         self._scored[list(indices)] = True
@@ -76,7 +77,7 @@ class DerivativeTable:
     def batch_noise(self, indices: Sequence[int], *, normaliser: str) -> Tensor:
         """(q,) float64, `b` for the batch of samples `indices`."""
         assert bool(self._scored[list(indices)].all()), "a sample of the step is not in the snapshot's table"
-        rows = torch.tensor(indices, device=self._derivatives.device)
+        rows = to_device(torch.tensor(indices), self._derivatives.device)
         return self.noise(self._derivatives[rows], self._counts[rows], normaliser=normaliser)
 
     def noise(self, derivatives: Tensor, counts: Tensor, *, normaliser: str) -> Tensor:

@@ -15,6 +15,7 @@ from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, Work
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses
@@ -152,7 +153,7 @@ class VamoLiteral:
             part = slice(first, first + _TOGETHER)
             rounding = HashKey(self._settings.seed, Domain.ROUNDING, step, _CORRECTION + first)
             self._directions.axpy_(gradients, -scale * coefficients[part], keys[part], rounding=rounding)
-        counts = torch.cat([sample.counts for sample in samples]).to(self._runtime.device).double().sum()
+        counts = to_device(torch.cat([sample.counts for sample in samples]), self._runtime.device).double().sum()
         for gradient, total in zip(gradients, snapshot.total, strict=True):
             gradient += (scale * counts / snapshot.weight) * total
         return Estimate(
@@ -211,7 +212,7 @@ class VamoLiteral:
                 coefficients = self._coefficients(snapshot, sample)
                 keys = self._keys(snapshot, sample)
                 self._directions.axpy_(snapshot.total, drawn * coefficients, keys)
-                snapshot.weight += drawn * sample.counts.to(self._runtime.device).double().sum()
+                snapshot.weight += drawn * to_device(sample.counts, self._runtime.device).double().sum()
                 snapshot.scoring.work += self._probe.work([sample], self._points, keys)
         if not all_finite(snapshot.total):
             raise DivergenceError(

@@ -14,6 +14,7 @@ from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
+from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
 from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
@@ -127,7 +128,7 @@ class ZoSvrg:
         """4q (central) or 2q + 2 (forward) forward passes per sample; one in the snapshot's own step."""
         snapshot, settings = self._snapshot, self._settings
         assert snapshot is not None and snapshot.base is not None, "prepare comes first"
-        weight = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device).double().sum()
+        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
         full = snapshot.sums / snapshot.weight  # (q,) C
         full_keys = self._keys(snapshot.step, first=settings.num_probes)
         metrics: dict[str, Tensor | float] = {
@@ -199,9 +200,9 @@ class ZoSvrg:
         with self._passes.over(source, reference.samples, stages=1, state=snapshot.scoring) as stages:
             for batch in stages.batches(0):
                 derivatives, _ = self._probe.derivatives([batch], self._points, keys)  # (m, q)
-                drawn = reference.of(batch.indices).to(device)  # (m,)
+                drawn = to_device(reference.of(batch.indices), device)  # (m,)
                 snapshot.sums = snapshot.sums + (drawn.unsqueeze(1) * derivatives).sum(0)
-                snapshot.weight = snapshot.weight + (drawn * batch.counts.to(device)).sum()
+                snapshot.weight = snapshot.weight + (drawn * to_device(batch.counts, device)).sum()
                 snapshot.scoring.work += self._probe.work([batch], self._points, keys)
         if not all_finite([snapshot.sums]):
             raise DivergenceError(

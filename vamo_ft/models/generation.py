@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from vamo_ft.models.compilation import uncompiled
 from vamo_ft.models.export import quietly
 
 __all__ = ["Decode", "answer_writer", "greedy_decoder", "text_decoder"]
@@ -44,7 +45,7 @@ def greedy_decoder(
     )
 
     def generate(prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
-        with quietly(), _without_own_settings(model):
+        with quietly(), _without_own_settings(model), uncompiled(model):
             rows: Tensor = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=settings)
         return rows[:, prompt_ids.shape[1] :]
 

@@ -44,7 +44,10 @@ def build_optimizer(
         case "sgd":
             return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8 if eps is None else eps)
+            # torch's own choice on CUDA takes several passes and temporaries of the parameters' size; on the CPU there
+            # is nothing to gain. Fused SGD cannot have momentum buffers for some tensors and not for others.
+            fused = _on_cuda(carriers)
+            return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8 if eps is None else eps, fused=fused)
         case "adagrad":
             return torch.optim.Adagrad(groups, lr=0.0, eps=1e-10 if eps is None else eps)
         case "sign_sgd":
@@ -114,9 +117,15 @@ class DenseRule:
             raise ValueError(f"{unknown[0]} is no trained parameter")
         for name, tensor in zip(self._parameters.names, self._carriers.tensors, strict=True):
             if name in state:
+                fused = self._optimizer.defaults.get("fused")  # else torch counts the steps on the host
                 self._optimizer.state[tensor] = {
-                    key: value if key == "step" else value.to(tensor.device) for key, value in state[name].items()
+                    key: value.to("cpu" if key == "step" and not fused else tensor.device)
+                    for key, value in state[name].items()
                 }
+
+
+def _on_cuda(carriers: Carriers) -> bool:
+    return carriers.parameters.device.type == "cuda"
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

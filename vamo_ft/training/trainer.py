@@ -54,6 +54,7 @@ class Trainer:
         self.stop_requested = stop_requested
         self.state = state
         self.ends_early = ends_early
+        self._ahead: tuple[int, list[Batch]] | None = None
 
     def train(self) -> None:
         """Runs to the end.
@@ -120,6 +121,8 @@ class Trainer:
             "training.activation_checkpointing",
         ):
             estimate = self.estimator.estimate(micro_batches, state.step)
+            if state.step + 1 < self.num_steps:  # collated while the device computes: the next line waits for it
+                self._ahead = state.step + 1, self._collated(state.step + 1)
             loss = _checked_loss(estimate, step=state.step)
         learning_rate = self.learning_rate(state.step) * state.learning_rate_scale
         with memory_explained(
@@ -130,6 +133,10 @@ class Trainer:
         return estimate, StepRecord(loss, learning_rate, measured, estimate.metrics)
 
     def _micro_batches(self, step: int) -> list[Batch]:
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead is not None and ahead[0] == step else self._collated(step)
+
+    def _collated(self, step: int) -> list[Batch]:
         indices, size = self.source.step_indices(step), self.micro_batch_size
         return [self.source.batch(indices[start : start + size]) for start in range(0, len(indices), size)]
 

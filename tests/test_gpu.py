@@ -1,0 +1,168 @@
+"""What the CPU promises, on CUDA: the same directions, runs that resume, steps that do not wait, little memory."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.benchmarks.memory_probe import peak_memory
+from scripts.benchmarks.methods import build_ours, mean_loss, objective_of, spsa
+from scripts.benchmarks.setting import Setting
+from tests.tiny import tiny_llama
+from tests.workspace import ADAMW, MEZO, VAMO, Workspace, merged
+from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.hashing import Domain, HashKey, random_bits
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.perturbation import Perturber
+from vamo_ft.core.transfer import to_device
+from vamo_ft.core.types import Estimate, Work
+from vamo_ft.optim.carriers import Carriers
+from vamo_ft.optim.update_rules import DenseRule, build_optimizer
+from vamo_ft.training.trainer import Trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+KEYS = [HashKey(5, Domain.DIRECTION, 2, probe) for probe in range(3)]
+
+
+def flat(numel: int, device: str, dtype: torch.dtype) -> TrainableParameters:
+    module = nn.Module()
+    values = torch.linspace(-2, 2, numel, dtype=torch.float64).to(dtype)
+    module.values = nn.Parameter(values.to(device))
+    return TrainableParameters(module)
+
+
+def moved(device: str, *, dtype: torch.dtype, distribution: Any, compiled: bool) -> torch.Tensor:
+    parameters = flat(3 * 65536 + 17, device, dtype)
+    directions = HashedDirections(parameters, distribution=distribution, compile_kernels=compiled)
+    coefficients = torch.tensor([0.01, -0.3, 0.2], dtype=torch.float64, device=device)
+    directions.axpy_(parameters.tensors, coefficients, KEYS, rounding=KEYS[0]._replace(domain=Domain.ROUNDING))
+    return parameters.tensors[0].detach().cpu()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rademacher_steps_are_those_of_the_cpu_bit_for_bit(dtype: torch.dtype, compiled: bool) -> None:
+    expected = moved("cpu", dtype=dtype, distribution="rademacher", compiled=False)
+    assert torch.equal(moved("cuda", dtype=dtype, distribution="rademacher", compiled=compiled), expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gaussian_steps_are_those_of_the_cpu_to_rounding(compiled: bool) -> None:
+    expected = moved("cpu", dtype=torch.float32, distribution="gaussian", compiled=False)
+    actual = moved("cuda", dtype=torch.float32, distribution="gaussian", compiled=compiled)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_random_bits_are_those_of_the_cpu() -> None:
+    bits = [random_bits(KEYS[0], 100, 200_000, device=torch.device(name)).cpu() for name in ("cpu", "cuda")]
+    assert torch.equal(*bits)
+
+
+def test_probe_points_leave_the_weights_and_take_one_layer() -> None:
+    model = tiny_llama().to("cuda")
+    model.config.use_cache = False
+    parameters = TrainableParameters(model)
+    before = parameters.digest()
+    perturber = Perturber(model, parameters, HashedDirections(parameters))
+    ids = torch.arange(3, 43, device="cuda").view(2, 20)
+
+    def evaluate() -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    plain = evaluate()
+    with perturber.at(KEYS[0], 1e-2):
+        assert not torch.equal(perturber.checked(evaluate), plain)
+    assert parameters.digest() == before
+    assert torch.equal(evaluate(), plain)
+
+
+def test_pinned_copies_arrive() -> None:
+    values = torch.arange(1000.0)
+    assert torch.equal(to_device(values, torch.device("cuda")).cpu(), values)
+
+
+def test_fused_adamw_is_torchs_and_its_state_comes_back() -> None:
+    def rule(parameters: TrainableParameters) -> DenseRule:
+        carriers = Carriers(parameters, seed=0)
+        optimizer = build_optimizer(carriers, name="adamw", weight_decay=0.0)
+        assert optimizer.defaults["fused"]
+        return DenseRule(carriers, None, optimizer, max_grad_norm=None)
+
+    ours, plain = flat(1000, "cuda", torch.float32), flat(1000, "cuda", torch.float32)
+    reference = torch.optim.AdamW(plain.tensors, lr=0.01, weight_decay=0.0, foreach=False, fused=False)
+    used = rule(ours)
+    for step in range(4):
+        if step == 2:
+            state = {name: {k: v.cpu() for k, v in part.items()} for name, part in used.state_dict().items()}
+            used = rule(ours)
+            used.load_state_dict(state)
+        for parameters in (ours, plain):
+            parameters.tensors[0].grad = torch.linspace(-1, 1, 1000, device="cuda") * (step + 1)
+        used.apply(Estimate(torch.zeros(()), Work()), learning_rate=0.01, step=step)
+        reference.step()
+    torch.testing.assert_close(ours.tensors[0], plain.tensors[0], rtol=1e-6, atol=1e-7)
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "adamw": ADAMW,
+    "vamo": VAMO,
+    "mezo": merged(MEZO, {"optimizer": {"learning_rate": 1e-4}}),
+    "mezo_bfloat16": merged(MEZO, {"model": {"dtype": "bfloat16"}, "optimizer": {"learning_rate": 1e-4}}),
+    "zo_adam": merged(MEZO, {"method": {"name": "zo_adam"}}),
+    "svrg": {"method": {"name": "svrg"}, "optimizer": {"name": "sgd", "learning_rate": 0.01}},
+    "compiled": merged(VAMO, {"model": {"compile": True}}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_learns_and_resumes(name: str, workspace: Workspace) -> None:
+    workspace.configure(merged(RUNS[name], {"training": {"steps": 6}}))
+    assert workspace.train("--set", "run.name=whole") == 0
+    assert workspace.train("--set", "training.steps=3") == 0
+    assert workspace.train() == 0
+    losses = [[line["loss"] for line in workspace.metrics(run) if "loss" in line] for run in ("tiny", "whole")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "vamo", "svrg", "zo_svrg"])
+def test_nothing_waits_within_an_estimate(name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of methods that ask nothing of their losses; with `eager`, for which transformers does not look for padding."""
+    made = Trainer._update
+    changes = merged(RUNS.get(name, merged(MEZO, {"method": {"name": name}})), {"training": {"steps": 5}})
+    workspace.configure(merged(changes, {"model": {"attn_implementation": "eager"}}))
+
+    def watched(self: Trainer, micro_batches: Any) -> Any:
+        estimate = self.estimator.estimate
+
+        def strict(batches: Any, step: int) -> Any:
+            torch.cuda.set_sync_debug_mode("error" if step >= 3 else "default")  # earlier ones prove and allocate
+            try:
+                return estimate(batches, step)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.estimator, "estimate", strict)
+            return made(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "_update", watched)
+    assert workspace.train() == 0
+
+
+def test_a_mezo_step_takes_little_more_than_inference() -> None:
+    device = torch.device("cuda", 0)
+    setting = Setting(model="auto", batch=4, length=64, labelled=2, repeats=1, warmup=0, device=device)
+    model, batch = setting.build_model(torch.float32), setting.one_batch()
+    with peak_memory(device) as inference:
+        mean_loss(objective_of(model), batch)
+    ours = build_ours(spsa(), model, setting.samples(4), setting)
+    ours.step([batch])
+    with peak_memory(device) as mezo:
+        ours.step([batch])
+    assert mezo.bytes < 1.2 * inference.bytes
