@@ -17,7 +17,7 @@ def other_methods(config: RunConfig, names: Iterable[str] | None) -> tuple[dict[
     """Each method as `vamo-ft init` begins with it, on the rest of the configuration.
 
     Args:
-        names: None: every method but the configured one and those that are the same to the byte.
+        names: None: every method but the configured one.
 
     Returns:
         name -> configuration, and name -> why it does not go with this configuration.

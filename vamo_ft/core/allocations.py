@@ -83,7 +83,7 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now += size
         if self.now > self.peak:
             self.restart()
-        weakref.finalize(storage, self._free, place)
+        weakref.finalize(storage, self._free, place).atexit = False
 
     def _free(self, place: int) -> None:
         label, size = self._live.pop(place)
