@@ -113,6 +113,39 @@ def _preview(
     preview(settings, samples=samples, use_cache=not no_cache)
 
 
+@app.command("plan")
+def _plan(
+    config: ConfigFile,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Fit it to this GPU, such as h100-80gb or rtx4090; default: what is here."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Set these methods beside the file's; default: all.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(metavar="X", min=1e-9, help="Speed of such a run, as its log tells it.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Load the model and time some steps.")] = False,
+    overrides: Overrides = None,
+    no_cache: NoCache = False,
+) -> None:
+    """Say what memory, work, time and disk a run needs, and whether it fits; reads no weights."""
+    from vamo_ft.commands.settings import load_settings
+
+    settings = load_settings(config, overrides=overrides or [])
+    from vamo_ft.commands.plan import plan
+
+    plan(
+        settings,
+        gpu=gpu,
+        methods=methods,
+        tokens_per_second=tokens_per_second,
+        measure=measure,
+        use_cache=not no_cache,
+    )
+
+
 @app.command("evaluate")
 def _evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.")],

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from vamo_ft.assemble.data import build_cache, tell_mixture
 from vamo_ft.assemble.directions import build_directions
@@ -14,15 +16,17 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime
+from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.data.chat import set_chat_template
 from vamo_ft.data.loading import load_samples
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
 from vamo_ft.models.compilation import compile_layers
-from vamo_ft.models.loading import LoadedModel, checkpoint_activations
+from vamo_ft.models.loading import LoadedModel, checkpoint_activations, load_outline
 from vamo_ft.models.packing import check_packing
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
 
-__all__ = ["Parts", "build_parts", "check_positions", "check_vocabulary"]
+__all__ = ["Parts", "build_outline", "build_parts", "check_positions", "check_vocabulary"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -64,6 +68,37 @@ def build_parts(
     loaded = load_run_model(config, runtime=runtime, weights=weights)
     if config.data.packing:
         check_packing(loaded, path=config.model.path)
+    parts = _undirected(config, loaded, runtime, use_cache=use_cache, stop_requested=stop_requested)
+    if config.model.compile:
+        compile_layers(loaded.model)
+    return replace(parts, directions=build_directions(config, parts.parameters, loaded.model))
+
+
+def build_outline(config: RunConfig, *, use_cache: bool = True) -> Parts:
+    """The same without values in the model (see `core.allocations`) and without directions; no weights are read.
+
+    Args:
+        use_cache: keep tokens, and take them from where they were kept.
+
+    Raises:
+        DataError: model or data are not what the configuration says.
+        UsageError: the model has no positions for the longest sample.
+    """
+    loaded = load_outline(
+        config.model,
+        offline=config.run.offline,
+        num_labels=len(config.data.format.classes) if config.model.task == "sequence_classification" else None,
+    )
+    if config.data.chat_template is not None:
+        set_chat_template(loaded.tokenizer, config.data.chat_template)
+    runtime = LocalRuntime(autocast=torch.bfloat16 if config.training.autocast else None)
+    return _undirected(config, loaded, runtime, use_cache=use_cache, stop_requested=lambda: False)
+
+
+def _undirected(
+    config: RunConfig, loaded: LoadedModel, runtime: Runtime, *, use_cache: bool, stop_requested: Callable[[], bool]
+) -> Parts:
+    """All but the directions."""
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -87,11 +122,7 @@ def build_parts(
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
         checkpoint_activations(loaded.model)
-    if config.model.compile:
-        compile_layers(loaded.model)
-    parameters = TrainableParameters(loaded.model)
-    directions = build_directions(config, parameters, loaded.model)
-    return Parts(loaded, runtime, source, held_out, objective, parameters, directions, ledger)
+    return Parts(loaded, runtime, source, held_out, objective, TrainableParameters(loaded.model), None, ledger)
 
 
 def _tell_what_is_lost(source: TrainingSamples) -> None:

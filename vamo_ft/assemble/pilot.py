@@ -20,7 +20,7 @@ from vamo_ft.core.protocols import GradientEstimator, UpdateRule
 from vamo_ft.core.types import Work
 from vamo_ft.training.ledger import Ledger
 
-__all__ = ["Pilot", "StepCost", "run_pilot"]
+__all__ = ["Pilot", "StepCost", "pilot_of", "run_pilot"]
 
 _STEPS = 3
 _TIMED_STEPS = 8
@@ -142,9 +142,22 @@ def run_pilot(
     parts = build_parts(
         config, weights=None, use_cache=surroundings.use_cache, stop_requested=surroundings.stop_requested
     )
+    least = _TIMED_STEPS if timed else _STEPS
+    return pilot_of(config, parts, surroundings, least=least, by_layer=by_layer, enough=enough)
+
+
+def pilot_of(
+    config: RunConfig,
+    parts: Parts,
+    surroundings: Surroundings,
+    *,
+    least: int,
+    by_layer: bool,
+    enough: Callable[[StepCost, Ledger], bool],
+) -> Pilot:
+    """The same with what was loaded before, over `least` steps."""
     every = _snapshot_period(config)
     directions, source = parts.directions, parts.source
-    least = _TIMED_STEPS if timed else _STEPS
     if by_layer and isinstance(directions, BlockDirections):
         least = directions.num_blocks * math.ceil(least / directions.num_blocks)
     machine = _Machine(config, parts, surroundings)

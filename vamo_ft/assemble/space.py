@@ -13,7 +13,7 @@ from vamo_ft.core.protocols import Stateful
 from vamo_ft.training.callbacks import warn_of_failed_save
 from vamo_ft.training.space import check_run_space, tensor_bytes
 
-__all__ = ["check_space"]
+__all__ = ["check_space", "num_moments", "snapshot_bytes"]
 
 
 def check_space(
@@ -45,8 +45,8 @@ def check_space(
         SaveError: they do not fit, and checkpoint.on_error is stop.
     """
     present = {name: tensor_bytes(owner.state_dict()) for name, owner in owners.items()}
-    moments = max(present.pop("update_rule"), _num_moments(config.optimizer) * 4 * parameters.numel)
-    estimator = max(present.pop("estimator"), _snapshot_bytes(config, parameters, num_samples=num_samples))
+    moments = max(present.pop("update_rule"), num_moments(config.optimizer) * 4 * parameters.numel)
+    estimator = max(present.pop("estimator"), snapshot_bytes(config, parameters, num_samples=num_samples))
     keep = config.checkpoint.keep + (config.evaluation.ranked_by is not None)  # the best one is kept besides
     saves = (number for number in range(step + 1, num_steps + 1) if due(number) or number == num_steps)
     try:
@@ -63,12 +63,12 @@ def check_space(
         warn_of_failed_save(error)
 
 
-def _num_moments(optimizer: OptimizerConfig) -> int:
+def num_moments(optimizer: OptimizerConfig) -> int:
     """Of the size of the parameters, in float32."""
     return {"adamw": 2, "adagrad": 1, "sgd": int(optimizer.momentum > 0), "sign_sgd": 0}[optimizer.name]
 
 
-def _snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_samples: int) -> int:
+def snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_samples: int) -> int:
     """Of what the method's state holds from its first snapshot on; while a table is filled it is float64."""
     method, copy = config.method, sum(tensor.nbytes for tensor in parameters.tensors)
     match method:

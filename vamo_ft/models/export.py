@@ -64,7 +64,8 @@ def saved_bytes(model: PreTrainedModel | PeftModel) -> int:
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     else:
         tensors = model.state_dict()
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors.values()}.values())
+    places = {(each.untyped_storage()._cdata, each.storage_offset()): each.nbytes for each in tensors.values()}
+    return sum(places.values())
 
 
 def shard_bytes(size: str) -> int:

@@ -13,6 +13,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,12 +27,13 @@ from transformers import (
 )
 
 from vamo_ft.config.schema import ModelConfig, QuantizationConfig
+from vamo_ft.core.allocations import outlines
 from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
 
-__all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_tokenizer"]
+__all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_outline", "load_tokenizer"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TASKS = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
@@ -93,6 +96,49 @@ def load_model(
             model = load_adapter(model, weights, base=config.path)
         elif config.adapter is not None:
             model = add_adapter(model, config, modules_to_save=new_modules)
+    freeze(model, config.freeze)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        accepts_position_ids="position_ids" in parameters,
+        accepts_logits_to_keep="logits_to_keep" in parameters,
+    )
+
+
+def load_outline(config: ModelConfig, *, offline: bool, num_labels: int | None = None) -> LoadedModel:
+    """The model of `config` as outlines, tensors without values, and its tokenizer; no weights are read.
+
+    A folder needs config.json and the tokenizer alone. Of a `.gguf` file the header is read. Weights that are to be
+    quantised are outlined in `dtype`.
+
+    Raises:
+        DataError: the configuration or the tokenizer cannot be loaded, or there is nothing to train.
+    """
+    folder = Path(expanduser(config.path))
+    source = _local(folder, config=config) if isdir(folder) else _locate(config, offline=offline)
+    tokenizer = load_tokenizer(config, offline=offline)
+    outlined = outlines()
+    with quietly(), _one_line_errors(config.path), torch.random.fork_rng(devices=[]):
+        model_config = AutoConfig.from_pretrained(**source)
+        if num_labels is not None:
+            _set_num_labels(model_config, num_labels, path=config.path)
+        with outlined:
+            model = _TASKS[config.task].from_config(
+                model_config,
+                dtype=_DTYPES[config.dtype],
+                attn_implementation=config.attn_implementation,
+                trust_remote_code=config.trust_remote_code,
+            )
+        model.config.get_text_config().use_cache = False
+        model.get_input_embeddings().padding_idx = None
+        _choose_pad_token(tokenizer, model, path=config.path)
+        parameters = inspect.signature(model.forward).parameters
+        if config.adapter is not None:
+            model = add_adapter(model, config)  # not as an outline: peft moves what it makes, which outlines do not
+            for module in model.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    outline = nn.Parameter(outlined.from_tensor(parameter), requires_grad=parameter.requires_grad)
+                    setattr(module, name, parameter if isinstance(parameter, FakeTensor) else outline)
     freeze(model, config.freeze)
     return LoadedModel(
         model=model,

@@ -58,6 +58,12 @@ class Carriers:
                 _round_into(parameter, carrier, key, offset=self.parameters.offsets[index])
                 carrier.data, carrier.grad = _nothing(parameter), None
 
+    @property
+    def most_together(self) -> int:
+        """Elements whose carriers have memory at one time, at most."""
+        low = [tensor.numel() for tensor in self.parameters.tensors if tensor.element_size() < 4]
+        return min(sum(low), max([_TOGETHER, *low])) if low else 0
+
     def _together(self, indices: Sequence[int]) -> Iterator[list[int]]:
         group: list[int] = []
         numel = 0

@@ -4,15 +4,18 @@ import errno
 import os
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vamo_ft.core.errors import SaveError
 
-__all__ = ["disk_error", "folder_bytes", "free_bytes", "full_disk_explained", "gigabytes", "is_full"]
+__all__ = ["disk_error", "folder_bytes", "free_bytes", "full_disk_explained", "gigabytes", "is_full", "write_rate"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MIB = 1 << 20
 _NATIVE = re.compile(r"\(os error (\d+)\)")
 
 
@@ -66,3 +69,23 @@ def folder_bytes(path: Path) -> int:
 def gigabytes(size: int) -> str:
     """Such as `1.250 GB`."""
     return f"{size / 1e9:.3f} GB"
+
+
+def write_rate(path: Path) -> float:
+    """Bytes a second at which the disk of `path`, or of its nearest folder that exists, takes 32 MiB for good.
+
+    Raises:
+        SaveError: nothing can be written there.
+    """
+    while not path.exists():
+        path = path.parent
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            began = time.perf_counter()
+            for _ in range(32):
+                file.write(os.urandom(_MIB))
+            file.flush()
+            os.fsync(file.fileno())
+            return 32 * _MIB / (time.perf_counter() - began)
+    except OSError as error:
+        raise SaveError(f"{path}: cannot be written to ({error.strerror}); choose another run.output_dir") from error

@@ -1,0 +1,47 @@
+"""Prints planned and measured peaks side by side."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.plan_checks.cases import CASES
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MIB = 1 << 20
+_TOLERANCE = 0.10
+
+
+def _bytes(what: str, case: str) -> int:
+    """What one process said. Freed memory goes back to the system at once: what is resident is what is held."""
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "scripts.plan_checks.measured", what, case]
+    done = subprocess.run(command, cwd=_ROOT, env=environment, text=True, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """One line of a Markdown table for each case; exit code 1 where a plan is off by more than a tenth."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="default: all")
+    cases = parser.parse_args().cases or list(CASES)
+    print("| configuration | planned MiB | measured MiB | error |\n|---|---:|---:|---:|", flush=True)
+    exact = True
+    for case in cases:
+        planned, measured = _bytes("plan", case), _bytes("run", case)
+        error = planned / measured - 1
+        exact = exact and abs(error) <= _TOLERANCE
+        print(f"| {case} | {planned / _MIB:,.0f} | {measured / _MIB:,.0f} | {error:+.1%} |", flush=True)
+    sys.exit(0 if exact else 1)
+
+
+if __name__ == "__main__":
+    main()

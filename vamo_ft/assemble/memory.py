@@ -1,0 +1,241 @@
+"""The peak memory of a configured run, part by part, without running it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vamo_ft.assemble.parts import Parts
+from vamo_ft.assemble.passes import Outlines, Peak, Reach
+from vamo_ft.assemble.space import num_moments, snapshot_bytes
+from vamo_ft.assemble.surroundings import run_length
+from vamo_ft.config.method import (
+    AddaxConfig,
+    FirstOrderConfig,
+    ForwardGradientConfig,
+    SpsaConfig,
+    SvrgConfig,
+    VamoConfig,
+    VamoLiteralConfig,
+    ZoSvrgConfig,
+)
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.blocks import model_blocks
+from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.types import Batch
+from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.optim.carriers import Carriers
+
+__all__ = ["MemoryPlan", "MemoryPlanner", "Phase"]
+
+_STEPS = 10_000  # whose batches are looked at for the largest one
+_ROWWISE = ("full", "block")  # structures that can displace a head row by row
+_TEMPORARIES = {"adamw": 2, "adagrad": 2, "sgd": 1, "sign_sgd": 1}
+"""Optimizer -> tensors of a parameter's size that torch's rule forms beside its state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One kind of work in a run, and what it holds beside the weights and what is always kept, in bytes.
+
+    Attributes:
+        copies: copies of parameters and gradients that the method makes for it.
+    """
+
+    name: str
+    peak: Peak
+    copies: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return self.peak.total + self.copies
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes.
+
+    Attributes:
+        weights: all parameters and buffers, tied ones once.
+        adapter: of them those of an adapter.
+        optimizer: state of the update rule.
+        snapshot: what the method keeps between steps.
+        phases: what the run does, each of which peaks at another time.
+    """
+
+    weights: int
+    adapter: int
+    optimizer: int
+    snapshot: int
+    phases: tuple[Phase, ...]
+
+    @property
+    def highest(self) -> Phase:
+        """The phase of the peak."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def peak(self) -> int:
+        """Of the run, once its state is complete."""
+        return self.weights + self.optimizer + self.snapshot + self.highest.total
+
+
+class MemoryPlanner:
+    """Plans any method on one model and its data; a pass that several of them make is followed once."""
+
+    def __init__(self, config: RunConfig, parts: Parts) -> None:
+        self._config = config
+        self._parts = parts
+        self._outlines = Outlines(config, parts)
+        self._training: dict[int, Peak] = {}
+        self._probes: dict[tuple[str, object], Peak] = {}
+        self._evaluation: Peak | None = None
+
+    def plan(self, config: RunConfig, *, micro_batch_size: int) -> MemoryPlan:
+        """The memory of a run with another method, optimizer or micro-batch than the planner's."""
+        parameters = self._parts.parameters
+        weights = self._outlines.weights
+        phases = [*self._method_phases(config, micro_batch_size), self._update(config)]
+        if self._parts.held_out is not None:
+            phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
+        return MemoryPlan(
+            weights=weights,
+            adapter=0 if config.model.adapter is None else sum(tensor.nbytes for tensor in parameters.tensors),
+            optimizer=4 * num_moments(config.optimizer) * parameters.numel,
+            snapshot=snapshot_bytes(config, parameters, num_samples=self._parts.source.num_samples),
+            phases=tuple(phases),
+        )
+
+    def _method_phases(self, config: RunConfig, size: int) -> list[Phase]:
+        """The estimate of a step, and a snapshot."""
+        method = config.method
+        copy = gradients = sum(tensor.nbytes for tensor in self._parts.parameters.tensors)
+        held = Peak(gradients=gradients)
+        match method:
+            case FirstOrderConfig():
+                return [Phase("step", self._trained(size))]
+            case SpsaConfig():
+                return [Phase("step", self._probed(config, size))]
+            case VamoConfig():
+                phases = [
+                    Phase("step", self._trained(size)),
+                    Phase("snapshot", self._probed(config, None)),
+                ]
+                if method.source == "recompute":
+                    phases.append(Phase("correction", _both(held, self._probed(config, size)), copy))
+                return phases
+            case SvrgConfig():
+                return [
+                    Phase("step", self._trained(size)),
+                    Phase("correction", self._trained(size, again=True), copy),
+                    Phase("snapshot", self._trained(None)),
+                ]
+            case ZoSvrgConfig():
+                return [
+                    Phase("step", self._probed(config, size), copy),
+                    Phase("snapshot", self._probed(config, None)),
+                ]
+            case VamoLiteralConfig():
+                return [
+                    Phase("step", self._trained(size)),
+                    Phase("correction", _both(held, self._probed(config, 1)), copy),
+                ]
+            case AddaxConfig():
+                return [
+                    Phase("step", self._trained(size)),
+                    Phase("long samples", _both(held, self._probed(config, size)), copy),
+                ]
+            case ForwardGradientConfig():
+                plain = self._probed(config, size)
+                return [Phase("step", _both(plain, plain), copy)]  # dual numbers, and a direction
+
+    def _update(self, config: RunConfig) -> Phase:
+        """What the update rule forms; plain sgd along directions nothing."""
+        optimizer, parameters = config.optimizer, self._parts.parameters
+        if config.method.projected and optimizer.name == "sgd" and optimizer.momentum == 0:
+            return Phase("update", Peak())
+        largest = max(tensor.numel() for tensor in parameters.tensors)
+        carried = 8 * Carriers(parameters, seed=0).most_together
+        temporaries = 4 * _TEMPORARIES[optimizer.name] * largest
+        return Phase("update", Peak(gradients=sum(t.nbytes for t in parameters.tensors)), carried + temporaries)
+
+    def _trained(self, size: int | None, *, again: bool = False) -> Peak:
+        """Forward and backward passes of the largest batch of steps, or (None) of a snapshot."""
+        key = 0 if size is None else -size if again else size
+        if key not in self._training:
+            batch, several = self._largest(size)
+            self._training[key] = self._outlines.training([batch] * (2 if several or again else 1))
+        return self._training[key]
+
+    def _probed(self, config: RunConfig, size: int | None) -> Peak:
+        method = config.method
+        structure = (
+            "full"
+            if isinstance(method, VamoLiteralConfig | FirstOrderConfig | SvrgConfig)
+            else (method.directions.structure)
+        )
+        key = structure, size
+        if key not in self._probes:
+            batch, several = self._largest(size)
+            batches = [batch] * (2 if several else 1)
+            peaks = [self._outlines.probes(batches, reach) for reach in self._reaches(structure)]
+            self._probes[key] = max(peaks, key=lambda peak: peak.total)
+        return self._probes[key]
+
+    def _reaches(self, structure: str) -> Sequence[Reach]:
+        """Directions that displace as the method's do; of blocks the largest, and the last layer."""
+        parameters, module = self._parts.parameters, self._parts.loaded.model
+        supports = [tuple(range(len(parameters.tensors)))]
+        if structure == "block":
+            blocks = model_blocks(module, parameters)
+            in_layers = {id(p) for stack in layer_stacks(module) for layer in stack for p in layer.parameters()}
+            largest = max(blocks, key=lambda block: sum(parameters.tensors[index].numel() for index in block.indices))
+            layers = [block for block in blocks if id(parameters.tensors[block.indices[0]]) in in_layers]
+            supports = [block.indices for block in {block.name: block for block in (largest, *layers[-1:])}.values()]
+        return [Reach(parameters.numel, rowwise=structure in _ROWWISE, support=support) for support in supports]
+
+    def _evaluated(self) -> Peak:
+        held_out = self._parts.held_out
+        assert held_out is not None
+        if self._evaluation is None:
+            batch = next(held_out.batches(token_budget=self._config.training.forward_batch_tokens))
+            self._evaluation = self._outlines.evaluation(batch)
+        return self._evaluation
+
+    def _cache_bytes(self) -> int:
+        """Keys and values of the answers that an evaluation generates; 0 where it generates none."""
+        held_out = self._parts.held_out
+        if self._config.evaluation.answer_tokens is None or held_out is None:
+            return 0
+        model = self._parts.loaded.model.config.get_text_config()
+        budget = self._config.training.forward_batch_tokens
+        heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+        width = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+        size = 4 if self._config.model.dtype == "float32" else 2
+        return int(2 * model.num_hidden_layers * heads * width * size * max(budget, held_out.longest))
+
+    def _largest(self, size: int | None) -> tuple[Batch, bool]:
+        """The batch of most cells, and whether a step has several."""
+        source, training = self._parts.source, self._config.training
+        if size is None:
+            groups = source.groups(range(source.num_samples), token_budget=training.forward_batch_tokens)
+            return source.batch(groups[0]), False
+        indices = largest_micro_batch(source, size, num_steps=run_length(self._config, source))
+        return source.batch(indices), size < source.batch_size
+
+
+def largest_micro_batch(source: TrainingSamples, size: int, *, num_steps: int) -> tuple[int, ...]:
+    """The samples of the micro-batch with most cells, padding included, of the first 10,000 steps."""
+    best: tuple[int, tuple[int, ...]] = (0, ())
+    for step in range(min(num_steps, _STEPS)):
+        indices = source.step_indices(step)
+        for start in range(0, len(indices), size):
+            part = tuple(indices[start : start + size])
+            best = max(best, (len(part) * max(map(source.length, part)), part))
+    return best[1]
+
+
+def _both(first: Peak, second: Peak) -> Peak:
+    """Held at the same time."""
+    return Peak(
+        first.gradients + second.gradients, first.logits + second.logits, first.activations + second.activations
+    )

@@ -1,0 +1,253 @@
+"""Memory, work, time and disk of a run before it starts, from its data and an outline of its model."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vamo_ft.assemble.devices import Device
+from vamo_ft.assemble.memory import MemoryPlan, MemoryPlanner
+from vamo_ft.assemble.parts import Parts, build_outline
+from vamo_ft.assemble.pilot import Pilot, pilot_of, run_pilot
+from vamo_ft.assemble.space import num_moments, snapshot_bytes
+from vamo_ft.assemble.stand_in import stand_in
+from vamo_ft.assemble.surroundings import Surroundings, checkpoint_may_be_due, due, run_length
+from vamo_ft.config.objective import MetricObjectiveConfig
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.errors import UsageError
+from vamo_ft.core.protocols import Progress
+from vamo_ft.core.types import Work
+from vamo_ft.models.export import saved_bytes
+from vamo_ft.training.disk import free_bytes, write_rate
+from vamo_ft.training.space import SMALL_FILES
+
+__all__ = ["DiskPlan", "MethodPlan", "Plan", "WorkPlan", "build_plan", "largest_fitting", "plan_work"]
+
+_EXACT_STEPS = 256  # whose evaluations are counted one by one
+_FEW_STEPS = 3  # of methods that are only set beside the configured one
+_GRACE = 5.0  # seconds of a stop beside the writing of its checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class WorkPlan:
+    """What a run spends.
+
+    Attributes:
+        spent: in steps and snapshots.
+        flops: of `spent`, by the ledger.
+        tokens: of the training data, each step's once.
+        evaluations: passes over the held-out data.
+        evaluation_flops: of all of them.
+    """
+
+    steps: int
+    spent: Work
+    flops: int
+    tokens: int
+    evaluations: int
+    evaluation_flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """What a run writes.
+
+    Attributes:
+        checkpoint: bytes of one.
+        needed: bytes of those that are there at a time, and of the final model.
+        free: bytes on the disk of the run.
+        rate: bytes a second that the disk takes.
+    """
+
+    checkpoint: int
+    needed: int
+    free: int
+    rate: float
+
+    @property
+    def stop_seconds(self) -> float:
+        """From a signal to the end of the process."""
+        return self.checkpoint / self.rate + _GRACE
+
+
+@dataclass(frozen=True, slots=True)
+class MethodPlan:
+    """One method with its optimizer."""
+
+    name: str
+    optimizer: str
+    memory: MemoryPlan
+    work: WorkPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is shown.
+
+    Attributes:
+        configured: the file's own method.
+        others: methods beside it.
+        refused: method -> why it does not go with this configuration.
+        largest: most samples of a micro-batch, up to the batch, with which the run fits; None: not even one.
+        checkpointed: the peak with activation checkpointing, where the run does not fit without.
+        seconds: of training; None: no speed is known.
+        lengths: (shortest, median, longest) sample in tokens.
+        quantized: weights are planned as if they were not.
+    """
+
+    configured: MethodPlan
+    others: tuple[MethodPlan, ...]
+    refused: Mapping[str, str]
+    device: Device
+    micro_batch_size: int
+    largest: int | None
+    checkpointed: int | None
+    seconds: float | None
+    disk: DiskPlan
+    lengths: tuple[int, int, int]
+    quantized: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run does, as configured."""
+        return self.configured.memory.peak <= self.device.memory
+
+
+def build_plan(
+    config: RunConfig,
+    *,
+    others: Mapping[str, RunConfig],
+    refused: Mapping[str, str],
+    device: Device,
+    tokens_per_second: float | None,
+    measure: bool,
+    progress: Progress,
+    use_cache: bool = True,
+) -> Plan:
+    """Plans a run; reads no weights, but to measure.
+
+    Args:
+        others: methods to set beside the configured one, on the same model and data.
+        refused: methods that do not go with them, and why.
+        tokens_per_second: of training data, as a run logs it.
+        measure: load the model and time some steps.
+        use_cache: keep tokens, and take them from where they were kept.
+
+    Raises:
+        UsageError: there is no plan for such a run.
+        DataError: model or data are not what the configuration says.
+        SaveError: nothing can be written to the run's disk.
+    """
+    if isinstance(config.objective, MetricObjectiveConfig):
+        raise UsageError("objective.type: a metric's generation is not planned; try --set objective.type=loss")
+    parts = build_outline(config, use_cache=use_cache)
+    planner = MemoryPlanner(config, parts)
+    surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
+    source = parts.source
+
+    def fits(size: int) -> bool:
+        return planner.plan(config, micro_batch_size=size).peak <= device.memory
+
+    largest = largest_fitting(fits, source.batch_size)
+    asked = config.training.micro_batch_size
+    size = (largest or 1) if asked == "auto" else min(asked or source.batch_size, source.batch_size)
+
+    def planned(name: str, each: RunConfig, least: int) -> MethodPlan:
+        memory = planner.plan(each, micro_batch_size=size)
+        return MethodPlan(name, each.optimizer.name, memory, plan_work(each, parts, surroundings, least=least))
+
+    configured = planned(config.method.name, config, _EXACT_STEPS)
+    checkpointed = None
+    if configured.memory.peak > device.memory and not config.training.activation_checkpointing:
+        training = config.training.model_copy(update={"activation_checkpointing": True})
+        lighter = config.model_copy(update={"training": training})
+        again = MemoryPlanner(lighter, build_outline(lighter, use_cache=use_cache))
+        checkpointed = again.plan(lighter, micro_batch_size=size).peak
+    seconds = None
+    if tokens_per_second is not None:
+        seconds = configured.work.tokens / tokens_per_second
+    elif measure:
+        seconds = _measured_seconds(config, surroundings)
+    lengths = sorted(source.length(index) for index in range(source.num_samples))
+    return Plan(
+        configured=configured,
+        others=tuple(planned(name, each, _FEW_STEPS) for name, each in others.items()),
+        refused=refused,
+        device=device,
+        micro_batch_size=size,
+        largest=largest,
+        checkpointed=checkpointed,
+        seconds=seconds,
+        disk=_disk(config, parts),
+        lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
+        quantized=config.model.quantization is not None,
+    )
+
+
+def largest_fitting(fits: Callable[[int], bool], limit: int) -> int | None:
+    """The largest number from 1 to `limit` that fits, where none above one that does not fit does; None: not even 1."""
+    if fits(limit):
+        return limit
+    low, high = 0, limit  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low or None
+
+
+def plan_work(config: RunConfig, parts: Parts, surroundings: Surroundings, *, least: int) -> WorkPlan:
+    """Evaluations and operations of a whole run, counted on a stand-in for the model.
+
+    Args:
+        parts: an outline.
+        least: steps that are counted one by one; later ones follow from them, see `Pilot`.
+    """
+    length = run_length(config, parts.source)
+    small, loaded = stand_in(config, parts)
+    pilot = pilot_of(
+        small,
+        loaded,
+        surroundings,
+        least=min(least, length),
+        by_layer=least >= _EXACT_STEPS or length < least,
+        enough=lambda cost, ledger: False,
+    )
+    spent = _sum(
+        [work for step in range(length) for cost in [pilot.cost(step)] for work in (cost.snapshot, cost.update)]
+    )
+    tokens = sum(parts.source.length(index) for step in range(length) for index in parts.source.step_indices(step))
+    evaluations, evaluated = 0, Work()
+    if parts.held_out is not None:
+        evaluate = due(config.evaluation.every, parts.source)
+        evaluations = 2 + sum(evaluate(step) for step in range(1, length))
+        for batch in parts.held_out.batches(token_budget=config.training.forward_batch_tokens):
+            evaluated += Work.forward([batch])
+    return WorkPlan(
+        length, spent, parts.ledger.flops(spent), tokens, evaluations, evaluations * parts.ledger.flops(evaluated)
+    )
+
+
+def _measured_seconds(config: RunConfig, surroundings: Surroundings) -> float:
+    pilot: Pilot = run_pilot(config, surroundings, timed=True, by_layer=False, enough=lambda cost, ledger: False)
+    costs = [pilot.cost(step) for step in range(pilot.length)]
+    return math.fsum(cost.snapshot_seconds + cost.update_seconds for cost in costs)
+
+
+def _disk(config: RunConfig, parts: Parts) -> DiskPlan:
+    root = Path(config.run.output_dir) / config.run.name
+    numel, samples = parts.parameters.numel, parts.source.num_samples
+    model = saved_bytes(parts.loaded.model) + SMALL_FILES
+    state = 4 * num_moments(config.optimizer) * numel + snapshot_bytes(config, parts.parameters, num_samples=samples)
+    keep = config.checkpoint.keep + (config.evaluation.ranked_by is not None)
+    length, may_be_due = run_length(config, parts.source), checkpoint_may_be_due(config, parts.source)
+    saves = sum(may_be_due(step) or step == length for step in range(1, length + 1))
+    there = min(keep + 1, saves)
+    return DiskPlan(model + state, there * (model + state) + model, free_bytes(root), write_rate(root))
+
+
+def _sum(works: Sequence[Work]) -> Work:
+    totals = dict.fromkeys(Work().state_dict(), 0)
+    for work in works:
+        for name, count in work.state_dict().items():
+            totals[name] += count
+    return Work(**totals)

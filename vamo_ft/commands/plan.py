@@ -1,0 +1,206 @@
+"""`vamo-ft plan`: what a run needs, and whether it fits, before it starts."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from vamo_ft.assemble.devices import find_device
+from vamo_ft.assemble.memory import Phase
+from vamo_ft.assemble.plan import MethodPlan, Plan, build_plan
+from vamo_ft.commands.console import logging_to
+from vamo_ft.config.planned import other_methods
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.errors import UsageError
+from vamo_ft.training.disk import gigabytes
+from vamo_ft.training.progress import SilentProgress
+
+__all__ = ["plan"]
+
+_WIDTH = 100
+_MIB = 1 << 20
+_LONG_STOP = 30.0  # seconds, above which a machine that is taken away may not wait
+
+
+def plan(
+    config: RunConfig,
+    *,
+    gpu: str | None,
+    methods: str | None,
+    tokens_per_second: float | None,
+    measure: bool,
+    use_cache: bool = True,
+) -> None:
+    """Prints the plan.
+
+    Args:
+        gpu: name of a GPU; None: the device of this machine.
+        methods: names separated by commas, to set beside the configured one; None: all.
+        tokens_per_second: speed of training.
+        measure: find the speed out.
+        use_cache: keep tokens, and take them from where they were kept.
+
+    Raises:
+        UsageError: an option cannot be read, or there is no plan for such a run.
+        ConfigError: a method's name is none.
+        DataError: model or data are not what the configuration says.
+    """
+    if measure and tokens_per_second is not None:
+        raise UsageError("--measure: finds the speed out, and --tokens-per-second gives it; leave one out")
+    device = find_device(gpu)
+    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    others, refused = other_methods(config, names)
+    with logging_to(Console(stderr=True), quiet=True):
+        found = build_plan(
+            config,
+            others=others,
+            refused=refused,
+            device=device,
+            tokens_per_second=tokens_per_second,
+            measure=measure,
+            progress=SilentProgress(),
+            use_cache=use_cache,
+        )
+    console = Console()
+    if not console.is_terminal or console.width > _WIDTH:
+        console = Console(width=_WIDTH)
+    for line in _heading(found, config):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(_memory_table(found.configured))
+    for line in (*_fit(found, config), *_work(found), *_disk(found)):
+        console.print(line, highlight=False, soft_wrap=True)
+    if found.others:
+        console.print()
+        console.print(_methods_table(found))
+    for name, reason in refused.items():
+        console.print(f"{name}: {reason}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _mib(size: int) -> str:
+    return f"{size / _MIB:,.1f}"
+
+
+def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
+    (shortest, median, longest), method = found.lengths, found.configured
+    yield (
+        f"{config.run.name}: {method.name} with {method.optimizer}, {method.work.steps:,} steps of "
+        f"{config.training.batch_size} samples in micro-batches of {found.micro_batch_size}"
+    )
+    yield f"samples take {shortest:,} to {longest:,} tokens, half of them at most {median:,}"
+    if found.quantized:
+        yield "the 4-bit weights are planned in model.dtype, which is more than they take"
+    yield "memory in MiB, beside what the program itself and its libraries hold:"
+
+
+def _memory_table(method: MethodPlan) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("part")
+    memory = method.memory
+    phases = memory.phases
+    for phase in phases:
+        table.add_column(phase.name, justify="right")
+
+    def row(name: str, *sizes: int) -> None:
+        if any(sizes):
+            table.add_row(name, *map(_mib, sizes))
+
+    row("weights", *[memory.weights - memory.adapter] * len(phases))
+    row("adapter", *[memory.adapter] * len(phases))
+    row("optimizer state", *[memory.optimizer] * len(phases))
+    row("snapshot", *[memory.snapshot] * len(phases))
+    row("gradients", *[phase.peak.gradients for phase in phases])
+    row("activations, probe buffers", *[phase.peak.activations for phase in phases])
+    row("logits", *[phase.peak.logits for phase in phases])
+    row("copies, temporaries", *[phase.copies for phase in phases])
+    kept = memory.weights + memory.optimizer + memory.snapshot
+    row("together", *[kept + phase.total for phase in phases])
+    return table
+
+
+def _fit(found: Plan, config: RunConfig) -> Iterator[str]:
+    memory, device = found.configured.memory, found.device
+    share = f"peak {_mib(memory.peak)} MiB, in the {memory.highest.name}; {device.name} has {_mib(device.memory)} MiB"
+    yield f"{share}: {'it fits' if found.fits else 'it does not fit'}"
+    batch = config.training.batch_size
+    if found.largest is None:
+        yield "not even a micro-batch of 1 sample fits"
+    else:
+        whole = ", the whole batch" if found.largest >= batch else ""
+        yield f"largest micro-batch that fits: {found.largest} samples{whole}"
+    if not found.fits:
+        yield f"what to change: {'; '.join(_remedies(found, config, memory.highest))}"
+
+
+def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
+    if found.largest is not None and found.largest < found.micro_batch_size:
+        yield f"training.micro_batch_size: {found.largest}"
+    if phase.name in ("snapshot", "evaluation"):
+        yield f"training.forward_batch_tokens below {config.training.forward_batch_tokens}"
+    if found.checkpointed is not None and found.checkpointed < found.configured.memory.peak:
+        yield f"training.activation_checkpointing: true (peak {_mib(found.checkpointed)} MiB)"
+    if config.model.adapter is None:
+        yield "an adapter (model.adapter)"
+    if config.model.dtype == "float32":
+        yield "model.dtype: bfloat16"
+    lighter = [each.name for each in found.others if each.memory.peak <= found.device.memory]
+    if lighter:
+        yield f"a method that fits: {', '.join(lighter)}"
+    yield "data.max_length, shorter"
+
+
+def _work(found: Plan) -> Iterator[str]:
+    work = found.configured.work
+    yield (
+        f"work: {work.spent.forward_samples:,} forward and {work.spent.backward_samples:,} backward evaluations of a "
+        f"sample, snapshots included; {work.tokens:,} training tokens; {work.flops:.3g} FLOPs"
+    )
+    if work.evaluations:
+        yield f"evaluation: {work.evaluations} passes over the held-out data, {work.evaluation_flops:.3g} FLOPs"
+    if found.seconds is None:
+        yield "time: not known; --measure times some steps here, --tokens-per-second takes the speed of a similar run"
+        return
+    yield f"time: {_duration(found.seconds)} of training ({work.tokens / found.seconds:,.0f} tokens/s)"
+    if work.evaluations:
+        evaluation = found.seconds * work.evaluation_flops / work.flops
+        yield f"      {_duration(evaluation)} of evaluation, at the same FLOPs/s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def _disk(found: Plan) -> Iterator[str]:
+    disk = found.disk
+    yield (
+        f"disk: a checkpoint has {gigabytes(disk.checkpoint)}; the run needs {gigabytes(disk.needed)}, and "
+        f"{gigabytes(disk.free)} are free{'' if disk.needed <= disk.free else ': it does not fit'}"
+    )
+    long = ": longer than many machines wait (30 s)" if disk.stop_seconds > _LONG_STOP else ""
+    yield (
+        f"stop: within {disk.stop_seconds:.0f} s of a signal (a checkpoint at {disk.rate / 1e6:,.0f} MB/s, and 5 s)"
+        f"{long}"
+    )
+
+
+def _methods_table(found: Plan) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("method", "optimizer"):
+        table.add_column(name)
+    for name in ("peak MiB", "state", "snapshot", "highest part", "forward", "backward", "FLOPs", "fits"):
+        table.add_column(name, justify="right")
+    for each in (found.configured, *found.others):
+        memory, work = each.memory, each.work
+        table.add_row(
+            each.name,
+            each.optimizer,
+            _mib(memory.peak),
+            _mib(memory.optimizer),
+            _mib(memory.snapshot),
+            memory.highest.name,
+            f"{work.spent.forward_samples:,}",
+            f"{work.spent.backward_samples:,}",
+            f"{work.flops:.3g}",
+            "yes" if memory.peak <= found.device.memory else "no",
+        )
+    return table

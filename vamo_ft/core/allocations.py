@@ -1,0 +1,91 @@
+"""What a computation on outlines of tensors would allocate.
+
+An outline is a tensor with shape, type and device, and no memory (torch's fake tensors). A computation on outlines runs
+the same operations in the same order as one on values, so that what it allocates and frees can be followed exactly.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+__all__ = ["AllocationTrace", "outlines"]
+
+_QUESTIONS = ("aten::_local_scalar_dense", "aten::equal")  # about the values that outlines do not have
+_UNWRITTEN = "aten::empty"  # has no values either, and stands where outlines do
+
+
+def outlines() -> FakeTensorMode:
+    """Within the block tensors are outlines; later operations on them and on real tensors give outlines too."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within the block follows the memory of all tensors that operations return, each storage once.
+
+    Whatever asks for the value of an outline is answered with 1 or yes: the checks of a healthy run pass. Memory that
+    an operation takes and gives back inside itself is not seen.
+
+    Args:
+        held: tensors that exist already.
+        label: names the part of memory that a new tensor belongs to.
+
+    Attributes:
+        now: bytes held.
+        peak: the largest `now` so far.
+        parts: label -> bytes, at the peak.
+    """
+
+    def __init__(self, held: Iterable[Tensor] = (), *, label: Callable[[Tensor], str] = lambda tensor: "other") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._label = label
+        self._live: dict[int, tuple[str, int]] = {}
+        self._by_label: Counter[str] = Counter()
+        self.now = self.peak = 0
+        self.parts: Mapping[str, int] = {}
+        self._mode: FakeTensorMode | None = None
+        for tensor in held:
+            self._mode = tensor.fake_mode if isinstance(tensor, FakeTensor) else self._mode
+            self._hold(tensor)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins the peak anew at what is held now."""
+        self.peak, self.parts = self.now, dict(self._by_label)
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Sequence[type], arguments: tuple[Any, ...] = (), keywords: Any = None
+    ) -> Any:
+        """Runs one operation and holds what it returns."""
+        if operation._schema.name in _QUESTIONS and isinstance(arguments[0], FakeTensor):
+            return True if arguments[0].dtype == torch.bool or operation._schema.name == _QUESTIONS[1] else 1
+        with self._mode if self._mode is not None and operation._schema.name == _UNWRITTEN else nullcontext():
+            result = operation(*arguments, **(keywords or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor)
+        return result
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if (place := storage._cdata) in self._live:
+            return
+        label, size = self._label(tensor), storage.nbytes()
+        self._live[place] = label, size
+        self._by_label[label] += size
+        self.now += size
+        if self.now > self.peak:
+            self.restart()
+        weakref.finalize(storage, self._free, place).atexit = False
+
+    def _free(self, place: int) -> None:
+        label, size = self._live.pop(place)
+        self._by_label[label] -= size
+        self.now -= size
