@@ -63,6 +63,8 @@ def build_parts(
     loaded = load_run_model(config, runtime=runtime, weights=weights)
     if config.data.packing:
         check_packing(loaded, path=config.model.path)
+    if use_cache and not runtime.is_main:
+        runtime.any(False)  # the main process reads the data first, for the cache of all
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -76,6 +78,8 @@ def build_parts(
         cache=build_cache(loaded.tokenizer) if use_cache else None,
         stop_requested=stop_requested,
     )
+    if use_cache and runtime.is_main:
+        runtime.any(False)
     if held_out is not None and config.evaluation.part is not None:
         held_out = held_out.half(config.evaluation.part)
     tell_mixture(source.mixture)
