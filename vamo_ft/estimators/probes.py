@@ -141,8 +141,10 @@ class LossProbe:
         """
         own = self._runtime.mine(micro_batches)
         derivatives, losses = self.own_derivatives(own, points, keys)
-        rows = torch.cat([derivatives, losses.unsqueeze(1)], 1).split([len(batch) for batch in own]) if own else ()
-        table = put_together(self._runtime, micro_batches, rows, width=(len(keys) + 1,))
+        ends = list(accumulate(len(batch) for batch in own))
+        rows = torch.cat([derivatives, losses.unsqueeze(1)], 1)
+        parts = [rows[end - len(batch) : end] for end, batch in zip(ends, own, strict=True)]
+        table = put_together(self._runtime, micro_batches, parts, width=(len(keys) + 1,))
         return table[:, :-1], table[:, -1].sum()
 
     def own_derivatives(

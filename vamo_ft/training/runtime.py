@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from vamo_ft.core.errors import UsageError
@@ -158,10 +159,10 @@ class AcceleratedRuntime:
         return lambda: False
 
 
-def _summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's exchange of a part of the gradients, without its division by the number of processes."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])  # type: ignore[no-any-return, union-attr]
+    return work.get_future().then(lambda done: done.value()[0])  # type: ignore[no-any-return]
 
 
 def memory_errors_explained(phase: str) -> AbstractContextManager[None]:
