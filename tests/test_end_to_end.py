@@ -227,7 +227,7 @@ def test_bad_data_is_one_clear_line(workspace: Workspace, capsys: pytest.Capture
     assert "7" in error[0]
 
 
-def test_a_launcher_and_a_folder_that_cannot_be_written_are_refused(
+def test_half_a_launcher_and_a_folder_that_cannot_be_written_are_refused(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace.configure()
@@ -236,7 +236,7 @@ def test_a_launcher_and_a_folder_that_cannot_be_written_are_refused(
     assert "run.output_dir" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert workspace.train() == 2
-    assert "instead of a launcher" in capsys.readouterr().err
+    assert "start them with accelerate launch or torchrun" in capsys.readouterr().err
 
 
 def test_an_error_that_mentions_memory_is_not_out_of_memory(

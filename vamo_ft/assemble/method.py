@@ -52,7 +52,8 @@ def build_estimator(
 ) -> GradientEstimator:
     """What turns the micro-batches of a step into a gradient estimate."""
     method, seed = config.method, config.run.seed
-    passes = SnapshotPasses(config.training.forward_batch_tokens, surroundings.progress, surroundings.stop_requested)
+    progress, stop_requested = surroundings.progress, surroundings.stop_requested
+    passes = SnapshotPasses(config.training.forward_batch_tokens, progress, stop_requested, runtime)
     match method:
         case FirstOrderConfig():
             return FirstOrder(objective, parameters, runtime, seed=seed)
@@ -112,7 +113,7 @@ def build_estimator(
                     snapshot_due=due(method.snapshot.every, source),
                     seed=seed,
                 ),
-                passes=SnapshotPasses(1, surroundings.progress, surroundings.stop_requested),
+                passes=SnapshotPasses(1, progress, stop_requested, runtime),
             )
         case AddaxConfig():
             assert directions is not None

@@ -48,7 +48,7 @@ def micro_batch_size(
         return size or config.training.batch_size
     if chosen is not None:
         return chosen
-    probe = _probe(config, objective, parameters, directions, runtime)
+    probe = _probe(config, objective, parameters, directions, runtime.alone())
     longest = nlargest(source.batch_size, range(source.num_samples), key=source.length)
     samples = list(islice(cycle(longest), source.batch_size))  # a batch larger than the data repeats samples
 
@@ -62,7 +62,10 @@ def micro_batch_size(
             remedy="take an optimizer that keeps less (optimizer.name: sgd), or train an adapter (model.adapter)",
         ):
             kept = torch.empty(_kept_copies(config) * parameters.numel, dtype=torch.float32, device=runtime.device)
-        found = largest_that_fits(attempt, source.batch_size, after=lambda: _forget(parameters, runtime))
+        most = runtime.evenly(source.batch_size, at_most=source.batch_size)
+        found = largest_that_fits(
+            attempt, most, after=lambda: _forget(parameters, runtime), failed_anywhere=runtime.any
+        )
         del kept
     finally:
         _forget(parameters, runtime)
@@ -76,21 +79,29 @@ def micro_batch_size(
     return found
 
 
-def largest_that_fits(attempt: Callable[[int], None], size: int, *, after: Callable[[], None]) -> int:
+def largest_that_fits(
+    attempt: Callable[[int], None],
+    size: int,
+    *,
+    after: Callable[[], None],
+    failed_anywhere: Callable[[bool], bool] = lambda failed: failed,
+) -> int:
     """`size` or the first of its halves, rounded up, for which `attempt` does not run out of memory.
 
     Args:
         after: called after every attempt that failed, when nothing of it is held any more.
+        failed_anywhere: told whether this process failed, says whether any did.
 
     Raises:
         DeviceMemoryError: even 1 does.
     """
-    while (failure := _failure_of(attempt, size)) is not None:
+    while failed_anywhere((failure := _failure_of(attempt, size)) is not None):
         after()
         if size == 1:
+            elsewhere = "in another process"
             raise DeviceMemoryError(
-                f"out of memory in a pass over the longest sample alone: {failure}; lower data.max_length, set "
-                "training.activation_checkpointing, or train an adapter (model.adapter)"
+                f"out of memory in a pass over the longest sample alone: {failure or elsewhere}; lower "
+                "data.max_length, set training.activation_checkpointing, or train an adapter (model.adapter)"
             )
         size = (size + 1) // 2
     return size

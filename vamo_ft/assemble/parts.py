@@ -99,6 +99,8 @@ def _undirected(
     config: RunConfig, loaded: LoadedModel, runtime: Runtime, *, use_cache: bool, stop_requested: Callable[[], bool]
 ) -> Parts:
     """All but the directions."""
+    if use_cache and not runtime.is_main:
+        runtime.any(False)  # the main process reads the data first, for the cache of all
     source, held_out = load_samples(
         config.data,
         loaded.tokenizer,
@@ -112,6 +114,8 @@ def _undirected(
         cache=build_cache(loaded.tokenizer) if use_cache else None,
         stop_requested=stop_requested,
     )
+    if use_cache and runtime.is_main:
+        runtime.any(False)
     if held_out is not None and config.evaluation.part is not None:
         held_out = held_out.half(config.evaluation.part)
     tell_mixture(source.mixture)

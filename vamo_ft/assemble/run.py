@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
+from vamo_ft.training.replicas import ReplicaCheck
 from vamo_ft.training.runtime import memory_errors_explained
 from vamo_ft.training.space import SMALL_FILES
 from vamo_ft.training.state import RunState
@@ -109,14 +110,17 @@ def build_run(
     )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
-    stoppable = StoppableObjective(objective, surroundings.stop_requested)
+    alone_asks = surroundings.stop_requested
+    stoppable = StoppableObjective(objective, runtime.within_step(alone_asks))
+    surroundings = replace(surroundings, stop_requested=lambda: runtime.any(alone_asks()))
     estimator = build_estimator(config, stoppable, parameters, directions, runtime, source, surroundings)
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = run_length(config, source)
     if checkpoint is not None:
         changes += check_samples(checkpoint, source.fingerprint, allow=allow_changes)
         check_length(checkpoint, num_steps, courses=_courses(config))
-        discard_later(checkpoint)
+        if runtime.is_main:
+            discard_later(checkpoint)
 
     state = restored_run_state(checkpoint) if checkpoint else RunState()
     micro_batch = micro_batch_size(
@@ -139,21 +143,25 @@ def build_run(
         owners["directions"] = directions
     if evaluator is not None:
         owners["evaluation"] = evaluator
-    seed_logger = build_seed_logger(
-        config,
-        update_rule,
-        parameters,
-        directions,
-        path=surroundings.seed_log,
-        due=due(config.logging.every, source),
-        num_steps=num_steps,
-        ends_early=verdicts.ends_early,
-        base=loaded.model if checkpoint is None else None,
+    seed_logger = (
+        build_seed_logger(
+            config,
+            update_rule,
+            parameters,
+            directions,
+            path=surroundings.seed_log,
+            due=due(config.logging.every, source),
+            num_steps=num_steps,
+            ends_early=verdicts.ends_early,
+            base=loaded.model if checkpoint is None else None,
+        )
+        if runtime.is_main
+        else None
     )
     if seed_logger is not None:
         owners["seed_log"] = seed_logger
     if checkpoint is not None:
-        if changes:
+        if changes and runtime.is_main:
             remove_seed_log(surroundings.seed_log)
         restore(checkpoint, owners, parameters, changes=changes)
     base = base_fingerprint(config.model)
@@ -163,6 +171,8 @@ def build_run(
 
     def save(state: RunState) -> None:
         check_weights(parameters, source, state)
+        if not runtime.is_main:
+            return
         with memory_errors_explained(f"saving a checkpoint of step {state.step}"):
             save_checkpoint(
                 surroundings.checkpoints,
@@ -183,20 +193,26 @@ def build_run(
             )
 
     checkpoint_due = due(config.checkpoint.every, source)
-    check_space(
-        config,
-        surroundings.checkpoints,
-        owners,
-        parameters,
-        model_bytes=model_bytes,
-        due=checkpoint_may_be_due(config, source),
-        step=state.step,
-        num_steps=num_steps,
-        num_samples=source.num_samples,
-    )
+    if runtime.is_main:
+        check_space(
+            config,
+            surroundings.checkpoints,
+            owners,
+            parameters,
+            model_bytes=model_bytes,
+            due=checkpoint_may_be_due(config, source),
+            step=state.step,
+            num_steps=num_steps,
+            num_samples=source.num_samples,
+        )
+    runtime.any(False)  # nobody trains, and replaces checkpoints, while another process still reads one
+
+    def save_due(step: int) -> bool:
+        return checkpoint_due(step) or verdicts.is_best(step)
+
     checkpointer = Checkpointer(
         save,
-        due=lambda step: checkpoint_due(step) or verdicts.is_best(step),
+        due=save_due,
         num_steps=num_steps,
         saved=restored_run_state(checkpoint) if checkpoint else None,
         evaluated=lambda: None if evaluator is None else evaluator.evaluated,
@@ -204,7 +220,11 @@ def build_run(
         tolerant=config.checkpoint.on_error == "continue",
         ends_early=verdicts.ends_early,
     )
-    callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator]), checkpointer]
+    callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator])]
+    if config.training.check_processes_every is not None:
+        check_due = due(config.training.check_processes_every, source)
+        callbacks.append(ReplicaCheck(parameters, runtime, due=lambda step: check_due(step) or save_due(step)))
+    callbacks.append(checkpointer)
     if seed_logger is not None:
         callbacks.append(seed_logger)
     trainer = Trainer(
@@ -213,7 +233,7 @@ def build_run(
         update_rule=update_rule,
         learning_rate=learning_rates(config, source),
         num_steps=num_steps,
-        micro_batch_size=micro_batch,
+        micro_batch_size=runtime.evenly(source.batch_size, at_most=micro_batch),
         callbacks=callbacks,
         progress=surroundings.progress,
         stop_requested=surroundings.stop_requested,

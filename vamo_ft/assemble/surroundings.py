@@ -8,7 +8,7 @@ from pathlib import Path
 from vamo_ft.config.period import Period
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Progress, SampleSource
-from vamo_ft.training.sinks import MetricsWriter
+from vamo_ft.training.sinks import Metrics
 
 __all__ = ["RunSurroundings", "Surroundings", "checkpoint_may_be_due", "due", "run_length", "training_line_due"]
 
@@ -41,7 +41,7 @@ class RunSurroundings(Surroundings):
 
     checkpoints: Path
     seed_log: Path
-    writer: MetricsWriter
+    writer: Metrics
     check_held: Callable[[], None] = lambda: None
 
 

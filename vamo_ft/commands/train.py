@@ -13,18 +13,19 @@ from typing import Any
 from rich.console import Console
 
 from vamo_ft.assemble import Run, RunSurroundings, build_trackers, train_run
+from vamo_ft.commands.assist import Part, assist
 from vamo_ft.commands.console import logging_to, patient_console
 from vamo_ft.commands.finish import Finished, print_summary, save_final_model, write_run_report
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.errors import DataError, StopRequested, UsageError, VamoFtError
-from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from vamo_ft.core.errors import DataError, ProcessLostError, StopRequested, UsageError, VamoFtError
+from vamo_ft.training.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 from vamo_ft.training.disk import full_disk_explained
 from vamo_ft.training.progress import ConsoleProgress
 from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
-from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
+from vamo_ft.training.runtime import connected, memory_errors_explained
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
 from vamo_ft.training.state import RunState
@@ -48,6 +49,8 @@ def train(
 ) -> None:
     """Trains, or goes on with the run directory's newest intact checkpoint.
 
+    Of several processes that a launcher started, the main one does so, and the others take their part of the passes.
+
     Args:
         resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
         fresh: take another name, `<name>-2` and so on, if the first one's directory exists.
@@ -57,8 +60,35 @@ def train(
 
     Raises:
         VamoFtError: the run could not be started or finished; `exit_code` says how it ended.
+        SystemExit: the same in a process that is not the main one.
     """
-    refuse_launchers()
+    signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
+    with connected() as processes:
+        part = Part(processes)
+        if part.is_main:
+            _lead(
+                config,
+                part,
+                signals=signals,
+                resume=resume,
+                fresh=fresh,
+                allow_changes=allow_changes,
+                use_cache=use_cache,
+            )
+        else:
+            assist(config, part, signals=signals, allow_changes=allow_changes, use_cache=use_cache)
+
+
+def _lead(
+    config: RunConfig,
+    part: Part,
+    *,
+    signals: StopSignals,
+    resume: str,
+    fresh: bool,
+    allow_changes: bool,
+    use_cache: bool,
+) -> None:
     if allow_changes and resume in ("auto", "never"):
         raise UsageError("--allow-changes: needs --resume PATH, which names the checkpoint to continue from")
     if fresh:
@@ -66,12 +96,12 @@ def train(
     directory = RunDirectory(Path(config.run.output_dir) / config.run.name)
     trackers = build_trackers(config, directory.root, mask=masked)
     taken_over = directory.lock()
-    signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
     try:
         _train_or_resume(
             config,
             directory,
             trackers,
+            part,
             resume=resume,
             taken_over=taken_over,
             signals=signals,
@@ -86,6 +116,7 @@ def _train_or_resume(
     config: RunConfig,
     directory: RunDirectory,
     trackers: Trackers,
+    part: Part,
     *,
     resume: str,
     taken_over: str | None,
@@ -98,15 +129,17 @@ def _train_or_resume(
             if config.logging.report and not directory.report.exists():  # the process ended before it was written
                 write_run_report(directory)
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
+            part.begin(directory, None, finished=True)
             return
         console = patient_console(sys.stderr)
         with logging_to(console, file=directory.log), signals, trackers:
-            with _status_of(directory, signals) as outcome:
+            with _status_of(directory, signals) as outcome, part.reasons_told():
                 if taken_over is not None:
                     _log.warning("%s: taken over from %s", directory.root, taken_over)
                 for warning in config_warnings(config):
                     _log.warning("%s", warning)
                 checkpoint = _starting_point(directory, resume)
+                part.begin(directory, checkpoint)
                 finished = _train(
                     config,
                     directory,
@@ -324,12 +357,17 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[dict[s
         ):
             yield outcome
     except StopRequested as error:
-        directory.write_status("stopped", exit_code=error.exit_code, facts={"cause": signals.cause})
-        cause = "the time limit (training.max_seconds)" if signals.cause == "time limit" else signals.cause
+        cause = signals.cause or "a signal to another process"
+        directory.write_status("stopped", exit_code=error.exit_code, facts={"cause": cause})
+        cause = "the time limit (training.max_seconds)" if cause == "time limit" else cause
         raise StopRequested(
             f"{error} by {cause}; to go on, train {directory.root.name} again with the same settings (after "
             f"--fresh: with --set run.name={directory.root.name} in its place)"
         ) from None
+    except ProcessLostError as error:
+        last = "".join(f"; its last checkpoint is {path}" for path in checkpoint_folders(directory.checkpoints)[:1])
+        directory.write_status("failed", exit_code=error.exit_code, facts={"message": f"{error}{last}"})
+        raise ProcessLostError(f"{error}{last}") from None
     except VamoFtError as error:
         state = {3: "diverged", 4: "out_of_memory"}.get(error.exit_code, "failed")
         directory.write_status(state, exit_code=error.exit_code, facts={"message": masked(str(error))})

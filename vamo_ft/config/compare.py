@@ -12,6 +12,7 @@ _FREE = (
     "training.steps",
     "training.epochs",
     "training.max_seconds",
+    "training.check_processes_every",
     "training.micro_batch_size",
     "training.forward_batch_tokens",
     "training.activation_checkpointing",

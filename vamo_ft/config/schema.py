@@ -22,6 +22,7 @@ from vamo_ft.config.method import (
 )
 from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
 from vamo_ft.config.objective import FREE_TEXT_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
+from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
 from vamo_ft.config.tasks import TaskFormat
 
@@ -179,7 +180,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, gt=0, description="samples per update")
     micro_batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] | None = Field(
         None,
-        description="samples per forward and backward pass; null: the whole batch; auto: as many as fit, found by "
+        description="samples per forward and backward pass of a process; null: all; auto: as many as fit, found by "
         "halving before the first step. Changes memory, and the result only by rounding and by the masks of dropout",
     )
     max_grad_norm: float | None = Field(
@@ -201,6 +202,12 @@ class TrainingConfig(Section):
         allow_inf_nan=False,
         description="wall-clock limit of one process, counted from where it takes the run directory: it then stops as "
         "on a signal, with a checkpoint and exit code 75. A process that goes on has as long again; null: no limit",
+    )
+
+    check_processes_every: Period | None = Field(
+        Period(100, "step"),
+        description="with several processes: how often they compare their parameters, beside every checkpoint; a "
+        "difference stops the run. null: never",
     )
 
     on_divergence: Literal["stop", "rollback"] = Field(

@@ -55,3 +55,11 @@ class DeviceMemoryError(VamoFtError):
     """Out of memory; names the part that did not fit and what to change."""
 
     exit_code = 4
+
+
+class ProcessLostError(VamoFtError):
+    """Another process of the run is gone and has not said why; the last checkpoint stays."""
+
+
+class DriftError(VamoFtError):
+    """The processes of a run no longer hold the same parameters; the last checkpoint is from before."""

@@ -3,7 +3,7 @@
 Shapes: k directions, d trainable parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,10 +65,16 @@ class GradientSubspace:
         """Takes in a gradient; the basis stays."""
         self._sketch.insert(gradients)
 
-    def freeze(self) -> None:
-        """Reads a new basis from the sketch; the old one makes room first."""
+    def freeze(self, *, share: Callable[[Sequence[Tensor]], None] = lambda basis: None) -> None:
+        """Reads a new basis from the sketch; the old one makes room first.
+
+        Args:
+            share: gives all processes the main one's basis, in place, should decompositions differ in a bit.
+        """
         self._basis = []
-        self._keep(self._sketch.leading(self._size))
+        basis = self._sketch.leading(self._size)
+        share(basis)
+        self._keep(basis)
 
     def support(self, keys: Sequence[HashKey]) -> tuple[int, ...]:
         """The tensors that the directions reach: all of them."""

@@ -1,8 +1,8 @@
 """The contracts between the layers; see each implementation for the mathematics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ __all__ = [
     "Stateful",
     "UpdateRule",
 ]
+
+Item = TypeVar("Item")
+Module = TypeVar("Module", bound=nn.Module)
 
 StateDict = dict[str, Any]
 """A tree of dicts and lists with string keys whose leaves are tensors, numbers, strings, booleans or None."""
@@ -91,17 +94,70 @@ class SampleSource(Protocol):
 
 
 class Runtime(Protocol):
-    """Hides devices and processes."""
+    """Hides devices and processes.
+
+    All processes of a run make the same steps on the same batches, and hold the same parameters; they share out the
+    passes. What is marked as collective has to be called by all of them, in the same order.
+    """
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+
+    def alone(self) -> "Runtime":
+        """The same device for work that every process does by itself."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes."""
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagates a scalar."""
+
+    def prepared(self, module: Module) -> Module | nn.Module:
+        """The module whose passes, within `accumulating`, leave in `.grad` the sum over all processes; collective."""
+
+    def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a forward and backward pass of a prepared module; the last one of a step is collective.
+
+        Every process has to make one last pass.
+        """
+
+    def evenly(self, total: int, *, at_most: int) -> int:
+        """The size of pieces of `total` items, of which no process gets more than it has to."""
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items that fall to this process, in their order."""
+
+    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None]]:
+        """Deals items out, one to each process at a time: those of a round, and which one of them is this process's.
+
+        All processes go through the same rounds; in the last one there may be none for this one.
+        """
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over the processes, to the same bits everywhere; collective."""
+
+    def largest_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each element by the largest over the processes; collective."""
+
+    def from_main_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by the main process's; collective."""
+
+    def agreed(self, value: Any) -> Any:
+        """The main process's JSON value; collective."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; collective."""
+
+    def differing(self, values: Callable[[], Tensor]) -> list[int]:
+        """The places at which int64 values, made where there is something to compare, differ; collective."""
+
+    def within_step(self, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
+        """What to ask between the passes of a step, of which processes may have different numbers."""
 
 
 class ProgressTask(Protocol):

@@ -1,21 +1,26 @@
 """One process on one device, and dropout that needs no generator state."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vamo_ft.core.hashing import HashKey
 
 __all__ = ["LocalRuntime", "free_memory_bytes", "seeded_generator"]
 
+Item = TypeVar("Item")
+Module = TypeVar("Module", bound=nn.Module)
+
 
 class LocalRuntime:
-    """The plainest `core.protocols.Runtime`."""
+    """The plainest `core.protocols.Runtime`: everything falls to the one process there is."""
+
+    is_main = True
 
     def __init__(self, device: torch.device | str = "cpu", *, autocast: torch.dtype | None = None) -> None:
         self._device = torch.device(device)
@@ -26,6 +31,10 @@ class LocalRuntime:
         """Where the model is."""
         return self._device
 
+    def alone(self) -> Self:
+        """This one."""
+        return self
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes."""
         return torch.autocast(self._device.type, dtype=self._autocast) if self._autocast else nullcontext()
@@ -33,6 +42,52 @@ class LocalRuntime:
     def backward(self, loss: Tensor) -> None:
         """Back-propagates a scalar."""
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def prepared(self, module: Module) -> Module:
+        """The module itself."""
+        return module
+
+    def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Nothing to do."""
+        return nullcontext()
+
+    def evenly(self, total: int, *, at_most: int) -> int:
+        """As large as they may be; the last piece may be smaller."""
+        return min(total, at_most)
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """All."""
+        return items
+
+    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None]]:
+        """One item after the other."""
+        for item in items:
+            yield (item,), item
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """They are the sums."""
+
+    def largest_(self, tensors: Sequence[Tensor]) -> None:
+        """They are the largest."""
+
+    def from_main_(self, tensors: Sequence[Tensor]) -> None:
+        """They are the main process's."""
+
+    def agreed(self, value: Any) -> Any:
+        """The value."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """The flag."""
+        return flag
+
+    def differing(self, values: Callable[[], Tensor]) -> list[int]:
+        """None: there is nothing to compare."""
+        return []
+
+    def within_step(self, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
+        """The same question as between steps."""
+        return stop_requested
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class EpsSearch:
     candidates: tuple[float, ...]
 
     def run(self, samples: Sequence[Batch], together: Batch, keys: Sequence[HashKey]) -> EpsChoice:
-        """Tries every candidate.
+        """Tries every candidate, in each process alike; the main one's choice holds for all. Collective.
 
         Args:
             samples: batches of one sample each; two or more, or there is nothing to compare.
@@ -62,10 +62,11 @@ class EpsSearch:
         best = (self.candidates[_FALLBACK], 0.0)
         for eps in self.candidates:
             points = probe_points(self.difference, num_probes=len(keys), eps=eps)
-            estimated, _ = self.probe.derivatives([together], points, keys)
+            estimated, _ = self.probe.own_derivatives([together], points, keys)
             work += self.probe.work([together], points, keys)
             best = max(best, (eps, correlation(estimated, exact)), key=lambda choice: choice[1])
-        return EpsChoice(*best, work)
+        eps, agreement = self.runtime.agreed(list(best))
+        return EpsChoice(eps, agreement, work)
 
     def _exact(self, sample: Batch, keys: Sequence[HashKey]) -> Tensor:
         """(q,) float64 derivatives of the sample's summed loss by back-propagation."""

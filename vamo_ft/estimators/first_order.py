@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.runtime import seeded_generator
 from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["FirstOrder"]
 
@@ -17,11 +20,11 @@ class FirstOrder:
     """`g = grad [ sum_i L_i / sum_i t_i ]` over all samples i of the step, accumulated into `.grad`.
 
     L_i is a sample's summed loss and t_i its weight, so the result does not depend on how the step is cut into
-    micro-batches. Dropout is on, with masks keyed by (seed, step, micro-batch).
+    micro-batches and shared out over processes. Dropout is on, with masks keyed by (seed, step, micro-batch).
     """
 
     def __init__(self, objective: Objective, parameters: TrainableParameters, runtime: Runtime, *, seed: int) -> None:
-        self._objective = objective
+        self._losses = runtime.prepared(LossModule(objective))
         self._parameters = parameters
         self._runtime = runtime
         self._seed = seed
@@ -33,18 +36,24 @@ class FirstOrder:
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """One forward and one backward pass per sample."""
         self._parameters.clear_gradients()
-        self._objective.module.train()
+        self._losses.train()
         device = self._runtime.device
-        on_device = [batch.to(device) for batch in micro_batches]
-        weight = torch.stack([batch.counts.double().sum() for batch in on_device]).sum()
-        loss = torch.zeros((), dtype=torch.float64, device=device)
-        for position, batch in enumerate(on_device):
-            with seeded_generator(HashKey(self._seed, Domain.DROPOUT, step, position), device):
+        weight = torch.cat([batch.counts for batch in micro_batches]).to(device).double().sum()
+        own = self._runtime.mine(list(enumerate(micro_batches)))
+        # Whoever has nothing to do takes part in the sum of gradients all the same, with a pass that counts nothing.
+        passes = [(1.0, position, batch) for position, batch in own] or [(0.0, 0, micro_batches[0])]
+        losses: list[Tensor] = []
+        for number, (share, position, batch) in enumerate(passes, start=1):
+            with (
+                seeded_generator(HashKey(self._seed, Domain.DROPOUT, step, position), device),
+                self._runtime.accumulating(self._losses, last=number == len(passes)),
+            ):
                 with self._runtime.autocast():
-                    total = self._objective.terms(batch).total
-                self._runtime.backward((total / weight.to(total.dtype)).sum())
-            loss += total.detach().double().sum() / weight
-        return Estimate(loss=loss, work=Work.forward(micro_batches) + Work.backward(micro_batches))
+                    total: Tensor = self._losses(batch.to(device))
+                self._runtime.backward(share * (total / weight.to(total.dtype)).sum())
+            losses.append(total.detach().double())
+        totals = put_together(self._runtime, micro_batches, losses[: len(own)])
+        return Estimate(loss=totals.sum() / weight, work=Work.forward(micro_batches) + Work.backward(micro_batches))
 
     def state_dict(self) -> StateDict:
         """Nothing is kept between steps."""

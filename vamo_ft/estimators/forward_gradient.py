@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.func import functional_call
 
 from vamo_ft.core.dense import dense_sum
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
@@ -52,7 +53,7 @@ class ForwardGradient:
         num_probes: int,
         seed: int,
     ) -> None:
-        self._losses = _Losses(objective)
+        self._losses = LossModule(objective)
         self._parameters = parameters
         self._directions = directions
         self._runtime = runtime
@@ -70,9 +71,10 @@ class ForwardGradient:
             UsageError: the model has an operation that cannot be differentiated forward.
         """
         keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
-        on_device = [batch.to(self._runtime.device) for batch in micro_batches]
-        weight = torch.cat([batch.counts for batch in on_device]).double().sum()
-        totals = torch.stack([self._evaluate(on_device, key) for key in keys])  # (q, 2)
+        weight = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device).double().sum()
+        own = [batch.to(self._runtime.device) for batch in self._runtime.mine(micro_batches)]
+        totals = torch.stack([self._evaluate(own, key) for key in keys])  # (q, 2)
+        self._runtime.sum_([totals])
         coefficients = totals[:, 1] / weight
         return Estimate(
             loss=totals[:, 0].mean() / weight,
@@ -114,19 +116,6 @@ class ForwardGradient:
                 if derivatives is not None:  # or the losses do not depend on what the direction reaches
                     total[1] += derivatives.double().sum()
         return total
-
-
-class _Losses(nn.Module):
-    """Holds the objective's module, so that its parameters can be replaced by dual numbers, ties included."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.module = objective.module
-        self._objective = objective
-
-    def forward(self, batch: Batch) -> Tensor:
-        """(B,) the samples' summed losses."""
-        return self._objective.terms(batch).total
 
 
 def _dual(value: Tensor, tangent: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
 from vamo_ft.core.memory import memory_explained
-from vamo_ft.core.protocols import Progress, ProgressTask, SampleSource, StateDict
+from vamo_ft.core.protocols import Progress, ProgressTask, Runtime, SampleSource, StateDict
+from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.types import Batch, Work
 
 __all__ = ["PassState", "Reference", "SnapshotPasses", "Stages", "reference_samples", "systematic_counts"]
@@ -56,12 +57,14 @@ class Stages:
         groups: Sequence[Sequence[int]],
         state: PassState,
         task: ProgressTask,
+        runtime: Runtime,
         stop_requested: Callable[[], bool],
     ) -> None:
         self._source = source
         self._groups = groups
         self._state = state
         self._task = task
+        self._runtime = runtime
         self._stop_requested = stop_requested
 
     def is_done(self, stage: int) -> bool:
@@ -69,17 +72,18 @@ class Stages:
         return self._state.cursor >= (stage + 1) * len(self._groups)
 
     def batches(self, stage: int) -> Iterator[Batch]:
-        """What is left of the stage; the cursor moves when the consumer asks for the next one.
+        """What is left of the stage and falls to this process; the cursor moves when the next one is asked for.
 
         Raises:
             StopRequested: between two batches.
         """
-        for group in self._groups[self._state.cursor - stage * len(self._groups) :]:
+        for groups, own in self._runtime.rounds(self._groups[self._state.cursor - stage * len(self._groups) :]):
             if self._stop_requested():
                 raise StopRequested("between two batches")
-            yield self._source.batch(group)
-            self._state.cursor += 1
-            self._task.advance(len(group))
+            if own is not None:
+                yield self._source.batch(own)
+            self._state.cursor += len(groups)
+            self._task.advance(sum(map(len, groups)))
 
 
 @dataclass(slots=True)
@@ -90,11 +94,13 @@ class SnapshotPasses:
         token_budget: tokens, padding included, of one batch.
         progress: shows how far a pass is.
         stop_requested: asked before every batch.
+        runtime: shares the batches out.
     """
 
     token_budget: int
     progress: Progress
     stop_requested: Callable[[], bool]
+    runtime: Runtime = field(default_factory=LocalRuntime)
     _abandoned: Work = field(default_factory=Work, init=False)
 
     def begin(self) -> PassState:
@@ -112,8 +118,24 @@ class SnapshotPasses:
         return None
 
     @contextmanager
-    def over(self, source: SampleSource, indices: Sequence[int], *, stages: int, state: PassState) -> Iterator[Stages]:
+    def over(
+        self,
+        source: SampleSource,
+        indices: Sequence[int],
+        *,
+        stages: int,
+        state: PassState,
+        sums: Sequence[Tensor] = (),
+        marks: Sequence[Tensor] = (),
+    ) -> Iterator[Stages]:
         """A pass over the samples `indices`, sorted by length and packed into batches, `stages` times.
+
+        Processes share the batches out. Within the block each of them adds its own part to `sums`; before and after it,
+        also after a stop, all of them hold the whole.
+
+        Args:
+            sums: tensors that the pass adds to, in place.
+            marks: tensors in which it replaces zeros, in place, by the same values whichever process does it.
 
         Raises:
             DeviceMemoryError: names the batch that did not fit.
@@ -131,10 +153,23 @@ class SnapshotPasses:
             self.progress.task("snapshot", sum(sizes), done=sum(sizes[: state.cursor])) as task,
             memory_explained(place, remedy="lower training.forward_batch_tokens, or data.max_length"),
         ):
+            before, state.work = state.work, Work()
+            if not self.runtime.is_main:  # what is there already counts once
+                for tensor in sums:
+                    tensor.zero_()
             try:
-                yield Stages(source, groups, state, task, self.stop_requested)
+                yield Stages(source, groups, state, task, self.runtime, self.stop_requested)
             except StopRequested:  # also by the objective, before the pass over a batch
+                self._join(state, before, sums, marks)
                 raise StopRequested("stopped in a snapshot") from None
+            self._join(state, before, sums, marks)
+
+    def _join(self, state: PassState, before: Work, sums: Sequence[Tensor], marks: Sequence[Tensor]) -> None:
+        counts = state.work.state_dict()
+        spent = torch.tensor(list(counts.values()))
+        self.runtime.sum_([*sums, spent])
+        self.runtime.largest_(marks)
+        state.work = before + Work(**dict(zip(counts, spent.tolist(), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from vamo_ft.core.perturbation import Perturber
 from vamo_ft.core.prefix import PrefixReuse
 from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.types import Batch, Work
+from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["Difference", "LossProbe", "ProbePoint", "probe_points", "probe_work"]
 
@@ -134,19 +135,37 @@ class LossProbe:
     def derivatives(
         self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]
     ) -> tuple[Tensor, Tensor]:
-        """Derivative of each sample's summed loss along each direction.
+        """Derivative of each sample's summed loss along each direction, shared out over processes; collective.
 
         Returns:
             (n, q) float64 derivatives, and the () float64 mean over the points of the summed loss.
         """
-        samples = sum(len(batch) for batch in micro_batches)
-        result = torch.zeros(samples, len(keys), dtype=torch.float64, device=self._runtime.device)
-        total = torch.zeros((), dtype=torch.float64, device=self._runtime.device)
-        with closing(self.evaluate(micro_batches, points, keys)) as evaluations:  # leaves the point also on an error
+        own = self._runtime.mine(micro_batches)
+        derivatives, losses = self.own_derivatives(own, points, keys)
+        ends = list(accumulate(len(batch) for batch in own))
+        rows = torch.cat([derivatives, losses.unsqueeze(1)], 1)
+        parts = [rows[end - len(batch) : end] for end, batch in zip(ends, own, strict=True)]
+        table = put_together(self._runtime, micro_batches, parts, width=(len(keys) + 1,))
+        return table[:, :-1], table[:, -1].sum()
+
+    def own_derivatives(
+        self, batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]
+    ) -> tuple[Tensor, Tensor]:
+        """The same, of samples that all fall to this process.
+
+        Returns:
+            (n, q) float64 derivatives, and the (n,) float64 means over the points of the summed losses.
+        """
+        samples = sum(len(batch) for batch in batches)
+        derivatives = torch.zeros(samples, len(keys), dtype=torch.float64, device=self._runtime.device)
+        means = derivatives.new_zeros(samples)
+        if not batches:
+            return derivatives, means
+        with closing(self.evaluate(batches, points, keys)) as evaluations:  # leaves the point also on an error
             for point, place, losses in evaluations:
-                result[place, point.columns] += point.weight * losses.unsqueeze(1)
-                total += losses.sum() / len(points)
-        return result, total
+                derivatives[place, point.columns] += point.weight * losses.unsqueeze(1)
+                means[place] += losses / len(points)
+        return derivatives, means
 
     def work(self, micro_batches: Sequence[Batch], points: Sequence[ProbePoint], keys: Sequence[HashKey]) -> Work:
         """What `evaluate` has cost with the same arguments."""

@@ -108,6 +108,10 @@ class Snapshots:
         self.eps = settings.eps
         self.eps_correlation: float | None = None
 
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by the main process's; collective."""
+        self._runtime.from_main_(tensors)
+
     def begin(self, source: SampleSource, step: int) -> Snapshot:
         """A snapshot at the present parameters, of which nothing is scored yet."""
         base = self._parameters.copy() if self._settings.source == "recompute" else None
@@ -126,22 +130,25 @@ class Snapshots:
             snapshot.scoring.work += self._search_eps(source, snapshot)
         points, keys = self._points(), self.keys(snapshot)
         scored, reference = self.samples(source, snapshot)
-        with self._passes.over(source, scored, stages=len(points), state=snapshot.scoring) as stages:
+        table = snapshot.table
+        with self._passes.over(
+            source, scored, stages=len(points), state=snapshot.scoring, sums=table.sums, marks=table.marks
+        ) as stages:
             for number, point in enumerate(points):
                 if stages.is_done(number):
                     continue
                 with self._probe.at(point, keys):
                     for batch in stages.batches(number):
-                        snapshot.table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
+                        table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
                         snapshot.scoring.work += Work.forward([batch])
-        snapshot.table.close(reference.samples, frequencies=reference.frequencies)
-        if samples := snapshot.table.not_finite():
+        table.close(reference.samples, frequencies=reference.frequencies)
+        if samples := table.not_finite():
             raise DivergenceError(
                 f"snapshot of step {snapshot.step}: the losses of {len(samples)} of {len(scored)} samples are not "
                 "finite; the update was not made",
                 samples=samples,
             )
-        if not snapshot.table.mean.any():
+        if not table.mean.any():
             raise VamoFtError(
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
                 "not reach the model (method.eps too small for the precision, or frozen parameters)"

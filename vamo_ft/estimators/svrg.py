@@ -48,7 +48,7 @@ class _Snapshot:
     Attributes:
         sums: `sum_i p_i grad L_i(xs)` over the samples seen so far, float32 or wider.
         weight: () float64, `sum_i p_i t_i` over the same samples.
-        num_samples: `sum_i p_i`: how many these are, each as often as steps draw it.
+        num_samples: `sum_i p_i` over all of them, each as often as steps draw it; 0 during the pass.
         base: the parameters xs; None during the pass, in which they do not move.
     """
 
@@ -147,7 +147,7 @@ class Svrg:
             self._snapshot = _Snapshot(
                 step=saved["step"],
                 sums=tuple(tensor.to(device, copy=True) for tensor in saved["sums"]),  # the pass adds to them in place
-                weight=saved["weight"].to(device),
+                weight=saved["weight"].to(device, copy=True),
                 scoring=scoring,
                 num_samples=saved["num_samples"],
                 base=None if base is None else tuple(tensor.to(device) for tensor in base),
@@ -168,7 +168,9 @@ class Svrg:
         reference = reference_samples(
             source, subset=self._settings.subset, seed=self._settings.seed, step=snapshot.step
         )
-        with self._passes.over(source, reference.samples, stages=1, state=snapshot.scoring) as stages:
+        with self._passes.over(
+            source, reference.samples, stages=1, state=snapshot.scoring, sums=[*snapshot.sums, snapshot.weight]
+        ) as stages:
             for batch in stages.batches(0):
                 self._parameters.clear_gradients()
                 drawn = reference.of(batch.indices)  # (m,)
@@ -176,14 +178,14 @@ class Svrg:
                 for total, tensor in zip(snapshot.sums, self._parameters.tensors, strict=True):
                     if tensor.grad is not None:
                         total += tensor.grad
-                snapshot.weight = snapshot.weight + to_device((drawn * batch.counts.to(drawn)), device).sum()
-                snapshot.num_samples += float(drawn.sum())
+                snapshot.weight += (to_device(drawn, device) * to_device(batch.counts, device)).sum()
                 snapshot.scoring.work += Work.forward([batch]) + Work.backward([batch])
         self._parameters.clear_gradients()
         if not all_finite(snapshot.sums):
             raise DivergenceError(
                 f"snapshot of step {snapshot.step}: the full gradient is not finite; the update was not made"
             )
+        snapshot.num_samples = float(reference.frequencies.sum())
         snapshot.base = self._parameters.copy()
         snapshot.scoring.complete = True
 
@@ -197,12 +199,17 @@ class Svrg:
         if self._settings.normaliser == "data":
             samples = sum(len(batch) for batch in micro_batches)
             divisor = samples * snapshot.weight / snapshot.num_samples
+        gradients = self._parameters.gradients()
+        if not self._runtime.is_main:  # the gradient so far is the same in all processes, and counts once in their sum
+            for gradient in gradients:
+                gradient.zero_()
         with placed_at(self._parameters, base):
-            for batch in micro_batches:
+            for batch in self._runtime.mine(micro_batches):
                 self._add_gradient(batch, scale=-alpha / divisor)
+        self._runtime.sum_(gradients)
         coefficient = alpha * weight / (divisor * snapshot.weight)
         with torch.no_grad():
-            for gradient, total in zip(self._parameters.gradients(), snapshot.sums, strict=True):
+            for gradient, total in zip(gradients, snapshot.sums, strict=True):
                 gradient += coefficient * total
 
     def _add_gradient(self, batch: Batch, *, scale: Tensor | float = 1.0, drawn: Tensor | None = None) -> None:

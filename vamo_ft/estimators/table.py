@@ -47,6 +47,16 @@ class DerivativeTable:
         """(q,) float64, `cbar`: derivatives of the mean loss over the reference samples."""
         return self._mean
 
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """What `add` adds to."""
+        return (self._derivatives,)
+
+    @property
+    def marks(self) -> tuple[Tensor, ...]:
+        """What `add` writes once for every sample."""
+        return self._counts, self._scored
+
     def not_finite(self) -> tuple[int, ...]:
         """Samples one of whose derivatives is NaN or infinite."""
         rows = ~torch.isfinite(self._derivatives).all(1)
@@ -99,8 +109,8 @@ class DerivativeTable:
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`."""
         device = self._derivatives.device
-        self._derivatives = state["derivatives"].to(device)
-        self._counts = state["counts"].to(device)
-        self._scored = state["scored"].cpu()
+        self._derivatives = state["derivatives"].to(device, copy=True)  # a pass that goes on writes to them in place
+        self._counts = state["counts"].to(device, copy=True)
+        self._scored = state["scored"].to("cpu", copy=True)
         self._mean = state["mean"].to(device)
         self._mean_count = state["mean_count"].to(device)

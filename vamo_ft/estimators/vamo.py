@@ -109,7 +109,7 @@ class Vamo:
         """
         if self._is_due(source, step):
             if self._informed is not None:
-                self._informed.freeze()
+                self._informed.freeze(share=self._snapshots.share)
             self._snapshot = self._snapshots.begin(source, step)
         snapshot = self._snapshot
         if snapshot is None or snapshot.scoring.complete:

@@ -20,6 +20,7 @@ from vamo_ft.core.types import Batch, Estimate, Work
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe, probe_points
+from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["VamoLiteral", "VamoLiteralSettings"]
 
@@ -143,7 +144,9 @@ class VamoLiteral:
         samples = [source.batch([index]) for batch in micro_batches for index in batch.indices]
         work = first_order.work
         with placed_at(self._parameters, snapshot.base):
-            coefficients = torch.cat([self._coefficients(snapshot, sample) for sample in samples])  # (b q,)
+            own = [self._coefficients(snapshot, sample).unsqueeze(0) for sample in self._runtime.mine(samples)]
+        width = (self._settings.num_probes,)
+        coefficients = put_together(self._runtime, samples, own, width=width).flatten()  # (b q,)
         for sample in samples:
             work += self._probe.work([sample], self._points, self._keys(snapshot, sample))
         scale = self._alpha * source.num_samples / (len(samples) * snapshot.weight)  # () alpha / (b Tbar)
@@ -189,8 +192,10 @@ class VamoLiteral:
             self._snapshot = _Snapshot(
                 step=saved["step"],
                 base=tuple(tensor.to(device) for tensor in saved["base"]),
-                total=tuple(tensor.to(device) for tensor in saved["total"]),
-                weight=saved["weight"].to(device),
+                total=tuple(
+                    tensor.to(device, copy=True) for tensor in saved["total"]
+                ),  # the pass adds to them in place
+                weight=saved["weight"].to(device, copy=True),
                 scoring=scoring,
             )
 
@@ -206,7 +211,13 @@ class VamoLiteral:
 
     def _score(self, source: SampleSource, snapshot: _Snapshot) -> None:
         """The pass: adds up `ghat L_i` and t_i over all samples."""
-        with self._passes.over(source, range(source.num_samples), stages=1, state=snapshot.scoring) as stages:
+        with self._passes.over(
+            source,
+            range(source.num_samples),
+            stages=1,
+            state=snapshot.scoring,
+            sums=[*snapshot.total, snapshot.weight],
+        ) as stages:
             for sample in stages.batches(0):
                 drawn = source.frequency(sample.indices[0])
                 coefficients = self._coefficients(snapshot, sample)
@@ -227,7 +238,7 @@ class VamoLiteral:
 
     def _coefficients(self, snapshot: _Snapshot, sample: Batch) -> Tensor:
         """(q,) float64, `c_ij / q`: forward differences of one sample's summed loss at the present point."""
-        derivatives, _ = self._probe.derivatives([sample], self._points, self._keys(snapshot, sample))
+        derivatives, _ = self._probe.own_derivatives([sample], self._points, self._keys(snapshot, sample))
         return derivatives[0] / self._settings.num_probes
 
     def _keys(self, snapshot: _Snapshot, sample: Batch) -> tuple[HashKey, ...]:

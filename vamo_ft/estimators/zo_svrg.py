@@ -18,6 +18,7 @@ from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
 from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
+from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["ZoSvrg", "ZoSvrgSettings"]
 
@@ -136,7 +137,8 @@ class ZoSvrg:
             "snapshot_age": float(step - snapshot.step),
         }
         if snapshot.step == step:
-            here = torch.stack([self._probe.losses(batch).sum() for batch in micro_batches])
+            own = [self._probe.losses(batch) for batch in self._runtime.mine(micro_batches)]
+            here = put_together(self._runtime, micro_batches, own)  # (b,)
             return Estimate(
                 loss=here.sum() / weight,
                 work=Work.forward(micro_batches),
@@ -177,8 +179,8 @@ class ZoSvrg:
             base = saved["base"]
             self._snapshot = _Snapshot(
                 step=saved["step"],
-                sums=saved["sums"].to(device),
-                weight=saved["weight"].to(device),
+                sums=saved["sums"].to(device, copy=True),  # the pass adds to them in place
+                weight=saved["weight"].to(device, copy=True),
                 scoring=scoring,
                 base=None if base is None else tuple(tensor.to(device) for tensor in base),
             )
@@ -197,12 +199,14 @@ class ZoSvrg:
         keys = self._keys(snapshot.step, first=settings.num_probes)
         device = self._runtime.device
         reference = reference_samples(source, subset=settings.subset, seed=settings.seed, step=snapshot.step)
-        with self._passes.over(source, reference.samples, stages=1, state=snapshot.scoring) as stages:
+        with self._passes.over(
+            source, reference.samples, stages=1, state=snapshot.scoring, sums=[snapshot.sums, snapshot.weight]
+        ) as stages:
             for batch in stages.batches(0):
-                derivatives, _ = self._probe.derivatives([batch], self._points, keys)  # (m, q)
+                derivatives, _ = self._probe.own_derivatives([batch], self._points, keys)  # (m, q)
                 drawn = to_device(reference.of(batch.indices), device)  # (m,)
-                snapshot.sums = snapshot.sums + (drawn.unsqueeze(1) * derivatives).sum(0)
-                snapshot.weight = snapshot.weight + (drawn * to_device(batch.counts, device)).sum()
+                snapshot.sums += (drawn.unsqueeze(1) * derivatives).sum(0)
+                snapshot.weight += (drawn * to_device(batch.counts, device)).sum()
                 snapshot.scoring.work += self._probe.work([batch], self._points, keys)
         if not all_finite([snapshot.sums]):
             raise DivergenceError(

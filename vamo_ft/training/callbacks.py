@@ -12,7 +12,7 @@ from vamo_ft.core.protocols import StateDict
 from vamo_ft.training.best import Ranking
 from vamo_ft.training.evaluation import EvaluationResult
 from vamo_ft.training.ledger import Ledger
-from vamo_ft.training.sinks import MetricsWriter
+from vamo_ft.training.sinks import Metrics
 from vamo_ft.training.state import RunState, StepRecord
 
 __all__ = ["Callback", "Checkpointer", "Evaluator", "MetricsLogger", "warn_of_failed_save"]
@@ -43,9 +43,7 @@ class MetricsLogger(Callback):
     the same, without the figures of an update.
     """
 
-    def __init__(
-        self, writer: MetricsWriter, *, due: Due, num_steps: int, ledger: Ledger, samples_per_epoch: int
-    ) -> None:
+    def __init__(self, writer: Metrics, *, due: Due, num_steps: int, ledger: Ledger, samples_per_epoch: int) -> None:
         self._writer = writer
         self._due = due
         self._num_steps = num_steps
@@ -134,7 +132,7 @@ class Evaluator(Callback):
     def __init__(
         self,
         run: Callable[[], EvaluationResult],
-        writer: MetricsWriter,
+        writer: Metrics,
         *,
         metrics: Sequence[str],
         identity: str,

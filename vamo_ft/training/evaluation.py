@@ -65,22 +65,25 @@ def evaluate(
     stop_requested: Callable[[], bool],
     observers: Sequence[Observer] = (),
 ) -> EvaluationResult:
-    """One pass over `source` with dropout off.
+    """One pass over `source` with dropout off, shared out over processes; collective.
 
     Args:
-        observers: are shown every batch, on the host, with its terms.
+        observers: are shown every batch that falls to this process, on the host, with its terms.
 
     Raises:
         StopRequested: between two batches.
         DeviceMemoryError: names the batch that did not fit.
     """
     objective.module.eval()
-    loss, weight = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    loss, weight = torch.zeros(2, dtype=torch.float64, device=runtime.device).unbind()
     scores: dict[str, Tensor] = {}
     with progress.task("evaluation", source.num_samples) as task:
-        for batch in source.batches(token_budget=token_budget):
+        for dealt, batch in runtime.rounds(source.batches(token_budget=token_budget)):
             if stop_requested():
                 raise StopRequested("stopped in an evaluation")
+            task.advance(sum(map(len, dealt)))
+            if batch is None:
+                continue
             with _memory_of(batch), runtime.autocast():
                 terms = objective.evaluate(batch.to(runtime.device))
             loss += terms.loss.total.double().sum()
@@ -89,7 +92,8 @@ def evaluate(
                 scores[name] = scores.get(name, 0) + score.double().sum()
             for observe in observers:
                 observe(batch, terms)
-            task.advance(len(batch))
+    scores = {name: scores.get(name, torch.zeros_like(loss)) for name in runtime.agreed(sorted(scores))}
+    runtime.sum_([loss, weight, *scores.values()])
     means = {name: score.item() / source.num_samples for name, score in scores.items()}
     return EvaluationResult(loss.item() / weight.item(), means, source.num_samples)
 

@@ -1,36 +1,168 @@
-"""The device a run uses, as accelerate sees it."""
+"""The device and the processes of a run, as accelerate sees them."""
 
 import os
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.nn.parallel import DistributedDataParallel
 
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.memory import memory_explained
+from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.training.processes import Processes, lost_processes_explained, world_size
 
-__all__ = ["build_runtime", "memory_errors_explained", "refuse_launchers"]
+__all__ = ["AcceleratedRuntime", "build_runtime", "connected", "memory_errors_explained", "refuse_launchers"]
+
+Item = TypeVar("Item")
+
+_OF_A_LAUNCHER = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+_LONGEST_SILENCE = timedelta(hours=12)  # a process that is gone is noticed at once; one that is slow is waited for
 
 
 def refuse_launchers() -> None:
-    """A run uses one process.
+    """Of a command that uses one process.
 
     Raises:
         UsageError: a launcher started this one among several; told before any of them waits for another.
     """
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (processes := world_size()) > 1:
         raise UsageError(
-            f"started as one of {processes} processes, but a run uses one; start it with 'vamo-ft train' instead of a "
-            "launcher"
+            f"started as one of {processes} processes, but this uses one; start it as a vamo-ft command instead of "
+            "with a launcher (vamo-ft train alone takes several)"
         )
 
 
-def build_runtime(*, autocast: torch.dtype | None) -> LocalRuntime:
-    """The runtime of this process: on CUDA where it is there, else on the CPU (MPS lacks the float64 of the sums)."""
-    refuse_launchers()
-    device = PartialState().device
-    return LocalRuntime(device if device.type == "cuda" else "cpu", autocast=autocast)
+@contextmanager
+def connected() -> Iterator[Processes | None]:
+    """Within the block the processes that a launcher started are one run; None where there is no launcher.
+
+    Raises:
+        UsageError: they do not find each other.
+    """
+    if world_size() == 1:
+        yield None
+        return
+    if missing := sorted(_OF_A_LAUNCHER - os.environ.keys()):  # without them everybody would wait for the others
+        raise UsageError(
+            f"started as one of {world_size()} processes (WORLD_SIZE), but {', '.join(missing)} is not set; start them "
+            "with accelerate launch or torchrun"
+        )
+    try:
+        PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_SILENCE)
+        processes = Processes()
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"this process does not find the {world_size() - 1} others ({next(iter(str(error).splitlines()), '')}); "
+            "start them with accelerate launch or torchrun"
+        ) from error
+    with processes.ending_together():
+        yield processes
+
+
+def build_runtime(*, autocast: torch.dtype | None) -> Runtime:
+    """The runtime of this process: on CUDA where it is there, else on the CPU (MPS lacks the float64 of the sums).
+
+    Raises:
+        UsageError: a launcher started this process among several, outside of `connected`.
+    """
+    if not dist.is_initialized():
+        refuse_launchers()
+    state = PartialState()
+    local = LocalRuntime(state.device if state.device.type == "cuda" else "cpu", autocast=autocast)
+    return local if state.num_processes == 1 else AcceleratedRuntime(Processes(), local)
+
+
+class AcceleratedRuntime:
+    """Several processes with one device each (implements `core.protocols.Runtime`).
+
+    Gradients are summed by `DistributedDataParallel`, in the last backward pass of a step; everything else that
+    processes exchange are scalars of samples, and flags.
+    """
+
+    def __init__(self, processes: Processes, local: LocalRuntime) -> None:
+        self._processes = processes
+        self._local = local
+        self.is_main = processes.is_main
+        self.sum_, self.largest_, self.from_main_ = processes.sum_, processes.largest_, processes.from_main_
+        self.agreed, self.any = processes.agreed, processes.any
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process's model is."""
+        return self._local.device
+
+    def alone(self) -> LocalRuntime:
+        """This process by itself."""
+        return self._local
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes."""
+        return self._local.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagates a scalar."""
+        with lost_processes_explained():
+            self._local.backward(loss)
+
+    def prepared(self, module: nn.Module) -> nn.Module:
+        """The module in a `DistributedDataParallel` that sums where others average; parameters become the main one's.
+
+        Weights of the loss are those of the whole step, so that the sum is its gradient however samples are shared out.
+        """
+        with lost_processes_explained(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions give the argument another name
+            wrapped = DistributedDataParallel(module, broadcast_buffers=False)
+        wrapped.register_comm_hook(None, _summed)
+        return wrapped
+
+    def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Sums gradients over the processes in the last pass alone."""
+        assert isinstance(module, DistributedDataParallel)
+        return nullcontext() if last else module.no_sync()
+
+    def evenly(self, total: int, *, at_most: int) -> int:
+        """So large that all processes have the same number of pieces, but for the last ones."""
+        share = -(-total // self._processes.count)
+        return -(-share // -(-share // at_most))
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every so many-th."""
+        return items[self._processes.rank :: self._processes.count]
+
+    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None]]:
+        """As many items at a time as there are processes."""
+        rest = iter(items)
+        while dealt := tuple(islice(rest, self._processes.count)):
+            yield dealt, dealt[self._processes.rank] if self._processes.rank < len(dealt) else None
+
+    def differing(self, values: Callable[[], Tensor]) -> list[int]:
+        """The places at which int64 values are not the same in all processes."""
+        own = values()
+        extremes = torch.stack([own, ~own])  # -1 - s: the largest of these tells the smallest of those
+        self.largest_([extremes])
+        places: list[int] = (extremes[0] != ~extremes[1]).nonzero().flatten().tolist()
+        return places
+
+    def within_step(self, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
+        """Nothing: processes have different numbers of passes, and stop together at the end of the step."""
+        return lambda: False
+
+
+def _summed(state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's exchange of a part of the gradients, without its division by the number of processes."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])  # type: ignore[no-any-return]
 
 
 def memory_errors_explained(phase: str) -> AbstractContextManager[None]:

@@ -8,13 +8,60 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from vamo_ft.core.errors import SaveError
 
-__all__ = ["MetricsWriter", "finite"]
+__all__ = ["Metrics", "MetricsWriter", "NoMetrics", "finite"]
 
 _log = logging.getLogger("vamo_ft")
+
+
+class Metrics(Protocol):
+    """Takes the records of a run; see `MetricsWriter`."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of all records so far."""
+
+    @property
+    def waiting(self) -> list[str]:
+        """Lines for which there was no room yet."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one line."""
+
+    def write_lines(self, lines: Iterable[str]) -> None:
+        """Appends lines as they are."""
+
+    def flush(self) -> None:
+        """Makes what was written durable."""
+
+    def truncate_to(self, length: int) -> None:
+        """Goes back to `length` bytes."""
+
+
+class NoMetrics:
+    """Of a process that leaves the records to another one (implements `Metrics`)."""
+
+    length = 0
+
+    @property
+    def waiting(self) -> list[str]:
+        """None."""
+        return []
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def write_lines(self, lines: Iterable[str]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def truncate_to(self, length: int) -> None:
+        """Nothing."""
 
 
 class MetricsWriter:

@@ -1,0 +1,84 @@
+"""The part that a process which is not the main one takes in `vamo-ft train`."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from vamo_ft.assemble import RunSurroundings, train_run
+from vamo_ft.commands.console import logging_to
+from vamo_ft.config.schema import RunConfig
+from vamo_ft.training.checkpoint import Checkpoint, open_checkpoint
+from vamo_ft.training.processes import Processes
+from vamo_ft.training.progress import ConsoleProgress
+from vamo_ft.training.rundir import RunDirectory
+from vamo_ft.training.runtime import memory_errors_explained
+from vamo_ft.training.signals import StopSignals
+from vamo_ft.training.sinks import NoMetrics
+
+__all__ = ["Part", "assist"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """This process's part in a run.
+
+    Attributes:
+        processes: those of the run; None: there is one.
+    """
+
+    processes: Processes | None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it holds the run directory, writes and talks."""
+        return self.processes is None or self.processes.is_main
+
+    def begin(self, directory: RunDirectory, start: Checkpoint | None, *, finished: bool = False) -> None:
+        """Tells the other processes where the run is, and what it goes on from.
+
+        Args:
+            finished: there is nothing to do.
+        """
+        if self.processes is not None:
+            checkpoint = None if start is None else str(start.path)
+            self.processes.agreed({"root": str(directory.root), "checkpoint": checkpoint, "finished": finished})
+
+    def reasons_told(self) -> AbstractContextManager[None]:
+        """Turns the loss of a process in the block into what it said before."""
+        return nullcontext() if self.processes is None else self.processes.reasons_told()
+
+
+def assist(config: RunConfig, part: Part, *, signals: StopSignals, allow_changes: bool, use_cache: bool) -> None:
+    """Takes part in the passes of a run of which another process writes the files, and talks.
+
+    Run directory and data are on a file system that all processes see.
+
+    Raises:
+        VamoFtError: as the main process.
+    """
+    assert part.processes is not None
+    console = Console(quiet=True)
+    with logging_to(console), signals:
+        told = part.processes.agreed(None)
+        if told["finished"]:
+            return
+        directory = RunDirectory(Path(told["root"]))
+        surroundings = RunSurroundings(
+            checkpoints=directory.checkpoints,
+            seed_log=directory.seed_log,
+            writer=NoMetrics(),
+            use_cache=use_cache,
+            progress=ConsoleProgress(console),
+            stop_requested=signals.requested,
+        )
+        start = None if told["checkpoint"] is None else open_checkpoint(Path(told["checkpoint"]))
+        with memory_errors_explained("the preparation of the run"):
+            train_run(
+                config,
+                surroundings,
+                checkpoint=start,
+                announce=lambda run, checkpoint: None,
+                allow_changes=allow_changes,
+            )

@@ -1,0 +1,201 @@
+"""The processes of a run: what they tell each other, and how one of them that fails ends all.
+
+Tensors travel through the group that accelerate made for their device; flags and figures of the host through one for
+the CPU, so that no question waits for a device. A process that fails leaves a note in the launcher's store before its
+connections close, and the others, which notice that at their next collective call, end for the same reason.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vamo_ft.core.errors import (
+    DeviceMemoryError,
+    DivergenceError,
+    ProcessLostError,
+    StopRequested,
+    UsageError,
+    VamoFtError,
+)
+from vamo_ft.core.memory import is_allocation_failure
+
+__all__ = ["Processes", "lost_processes_explained", "world_size"]
+
+_FAILURE, _DONE, _LEFT = "vamo_ft/failure", "vamo_ft/done", "vamo_ft/left"
+_SAVING_SECONDS = 600.0  # that the others give the main process to save a run that was stopped
+_ENDING_SECONDS = 10.0  # and to end for another reason
+_NOTE_SECONDS = 1.0  # in which a note is found where there is one
+_LONGEST_SILENCE = timedelta(hours=12)  # while one process tokenizes the data, or saves a checkpoint
+_ERRORS = {error.exit_code: error for error in (UsageError, DivergenceError, DeviceMemoryError, StopRequested)}
+
+
+def world_size() -> int:
+    """How many processes a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class Processes:
+    """This process among the others of the run, once accelerate has connected them."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        self._host = dist.new_group(backend="gloo", timeout=_LONGEST_SILENCE)
+        self._store = dist.distributed_c10d._get_default_store()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the first one."""
+        return self.rank == 0
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over the processes."""
+        for tensor in tensors:
+            self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def largest_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each element by the largest over the processes."""
+        for tensor in tensors:
+            whole = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+            self._reduce(whole, dist.ReduceOp.MAX)
+            if whole is not tensor:
+                tensor.copy_(whole)
+
+    def from_main_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by the main process's."""
+        for tensor in tensors:
+            with lost_processes_explained():
+                dist.broadcast(tensor, src=0, group=self._group(tensor))
+
+    def agreed(self, value: Any) -> Any:
+        """The main process's JSON value."""
+        text = json.dumps(value).encode() if self.is_main else b""
+        length = torch.tensor(len(text))
+        self.from_main_([length])
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if self.is_main:
+            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        self.from_main_([content])
+        return json.loads(bytes(content.tolist()))
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        flags = torch.tensor(int(flag))
+        self.largest_([flags])
+        return bool(flags)
+
+    def _group(self, tensor: Tensor) -> "dist.ProcessGroup | None":
+        return self._host if tensor.device.type == "cpu" else None
+
+    def _reduce(self, tensor: Tensor, operation: Any) -> None:
+        with lost_processes_explained():
+            dist.all_reduce(tensor, op=operation, group=self._group(tensor))
+
+    @contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """Around all that the processes do: when one fails, the others end for the same reason.
+
+        The main process says why. The others leave the block with its exit code and without a word, unless it is gone.
+
+        Raises:
+            VamoFtError: the failure, in the main process; in another one that of a lost main process.
+            SystemExit: in another one.
+        """
+        try:
+            with self.reasons_told():
+                yield
+                self.any(False)  # nobody leaves, and has a launcher end the others, before the main process is done
+        except VamoFtError as error:
+            self._tell(error)
+            self._leave(_SAVING_SECONDS if isinstance(error, StopRequested) else _ENDING_SECONDS)
+            if self.is_main or isinstance(error, ProcessLostError):
+                raise
+            raise SystemExit(error.exit_code) from None
+        except BaseException as error:
+            self._tell(error)
+            self._leave(_ENDING_SECONDS)
+            raise
+        dist.destroy_process_group()
+
+    @contextmanager
+    def reasons_told(self) -> Iterator[None]:
+        """Turns the loss of a process in the block into what that process said before it was gone, if it did."""
+        try:
+            yield
+        except ProcessLostError as lost:
+            note = self._note()
+            raise (lost if note is None else _error_of(note)) from None
+
+    def _tell(self, error: BaseException) -> None:
+        """Leaves a note, unless another process was first."""
+        code, text = getattr(error, "exit_code", 1), str(error)
+        if not isinstance(error, VamoFtError):
+            text = f"unexpected error: {type(error).__name__}: {text}"
+        if not self.is_main:
+            text = f"process {self.rank}: {text}"
+        with suppress(RuntimeError):  # the store may be gone with the main process
+            self._store.compare_set(_FAILURE, "", json.dumps([code, text]))
+
+    def _note(self) -> list[Any] | None:
+        with suppress(RuntimeError):
+            deadline = time.monotonic() + _NOTE_SECONDS
+            while time.monotonic() < deadline:
+                if self._store.check([_FAILURE]):
+                    note: list[Any] = json.loads(self._store.get(_FAILURE))
+                    return note
+                time.sleep(0.05)
+        return None
+
+    def _leave(self, patience: float) -> None:
+        """Closes the connections; the main process, which may hold the store, goes last, and before that is waited for.
+
+        A launcher ends all processes as soon as one has failed, so that nobody may go before the run is saved.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):  # of a launcher, which would change the exit code
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+        deadline = time.monotonic() + patience
+        with suppress(RuntimeError):
+            if self.is_main:
+                self._store.set(_DONE, "")
+                deadline = time.monotonic() + _NOTE_SECONDS
+                while self._store.add(_LEFT, 0) < self.count - 1 and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                return
+            while not self._store.check([_DONE]) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self._store.add(_LEFT, 1)
+
+
+def _error_of(note: Sequence[Any]) -> VamoFtError:
+    code, text = note
+    return _ERRORS.get(code, VamoFtError)(text)
+
+
+@contextmanager
+def lost_processes_explained() -> Iterator[None]:
+    """Turns the end of a connection in the block into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_allocation_failure(error) or not _is_lost_connection(error):
+            raise
+        raise ProcessLostError(
+            "another process of the run was lost (killed, out of memory on its machine, or cut off); the run goes on "
+            "from its last checkpoint when it is started again with the same command"
+        ) from None
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    words = ("by peer", "gloo", "nccl", "broken pipe", "socket", "timed out waiting")
+    return isinstance(error, dist.DistError) or any(word in text for word in words)
