@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from peft import PeftModel
@@ -15,6 +15,9 @@ from vamo_ft.core.kernels import compiler_available, load_compiler
 from vamo_ft.core.stack import layer_stacks, replace_forward
 
 __all__ = ["compile_layers", "uncompiled"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _OPTIONS: dict[str, Any] = {"cpp.dynamic_threads": True}
 
@@ -60,15 +63,15 @@ def uncompiled(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             replace_forward(layer, made)
 
 
-class _CompiledForward:
+class _CompiledForward(Generic[Arguments, Result]):
     """What was made of `plain`, with the compiler's failures in one line."""
 
-    def __init__(self, plain: Callable[..., Any]) -> None:
+    def __init__(self, plain: Callable[Arguments, Result]) -> None:
         self.plain = plain
-        self._made: Callable[..., Any] = torch.compile(plain, dynamic=True, options=_OPTIONS)
+        self._made: Callable[Arguments, Result] = torch.compile(plain, dynamic=True, options=_OPTIONS)
         functools.update_wrapper(self, plain)
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+    def __call__(self, *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
         from torch._dynamo.exc import TorchDynamoException
 
         try:
