@@ -31,7 +31,8 @@ class TaskFormat(Section):
     shots: int = Field(
         0,
         ge=0,
-        description="solved examples in front of every prompt, the same for all, drawn from data.train; a sample is "
+        description="solved examples in front of every prompt, the same for all, drawn from the first set of "
+        "data.train that is of the task; a sample is "
         "never shown to itself",
     )
     shot_seed: int = Field(0, ge=0, lt=2**63, description="shots: which examples are drawn")
