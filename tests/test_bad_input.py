@@ -261,7 +261,7 @@ COMMANDS: list[tuple[list[str], str]] = [
         ["train", "config.yaml", "--resume", "no"],
         "--resume no: not a checkpoint of this run; they are in runs/tiny/checkpoints",
     ),
-    (["evaluate", "no"], "no: neither a run directory nor a checkpoint in one"),
+    (["evaluate", "no"], "no: no such folder; name a run directory or a checkpoint in one"),
     (["evaluate", "model"], "model: neither a run directory nor a checkpoint in one"),
     (["init", "--out", "no/x.yaml"], "no/x.yaml: cannot be written: No such file or directory"),
 ]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_divergence import ROLLBACK, is_step, spoil
 from tests.test_resume import interrupt_at
-from tests.workspace import Workspace, merged
+from tests.workspace import PLAIN, Workspace, merged
 from vamo_ft.cli import run
 from vamo_ft.commands import report
 from vamo_ft.training.rundir import RunDirectory
@@ -57,9 +57,14 @@ def test_a_page_that_is_missing_is_written_when_the_run_is_asked_for_again(works
     assert 'class="state good">finished' in page.read_text(encoding="utf-8")
 
 
-def test_no_page_where_none_is_wanted(workspace: Workspace) -> None:
-    workspace.configure({"training": {"steps": 1}, "logging": {"report": False}})
+def test_no_page_where_none_is_wanted(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.configure(merged(PLAIN, {"training": {"steps": 1}, "logging": {"report": False}}))
     assert workspace.train() == 0
+    last = capsys.readouterr().out.splitlines()[-3:]
+    assert last[0].endswith(" GB"), "one line, as wide as it is"
+    assert last[1:] == ["model: runs/tiny/model", "next:  vamo-ft export runs/tiny tiny-model"]
+    assert run(["export", "runs/tiny/model", "tiny-model"]) == 2
+    assert "runs/tiny/model: this is the model in a run directory; name runs/tiny\n" in capsys.readouterr().err
     assert not (workspace.directory() / "report.html").exists()
 
 

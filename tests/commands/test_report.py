@@ -124,7 +124,9 @@ def test_a_run_without_metrics() -> None:
     ("arguments", "message"),
     [
         (["gone"], "gone: no such folder"),
-        (["."], ".: is not a run directory: it has no metrics.jsonl"),
+        (["c/checkpoints"], "c/checkpoints: is not a run directory: it has neither config.yaml nor metrics.jsonl"),
+        (["."], ".: is not a run directory; its runs are *"),
+        (["x-compare"], "x-compare: is not a run directory; its runs are x-compare/runs/*"),
         (["a", "--out", "a"], "--out a: is a folder; name a file in it, such as a/report.html"),
         (["a", "--out", "a/config.yaml/x.html"], "a/config.yaml: cannot be written (File exists); name another place"),
         (["a", "--png", "a/config.yaml"], "a/config.yaml: cannot be written (File exists); name another place"),
@@ -134,6 +136,8 @@ def test_a_run_without_metrics() -> None:
 def test_what_cannot_be_done(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(Path("a"))
     write_run(Path("c"))
+    write_run(Path("x-compare/runs/sgd-lr0.1-seed1"))
+    Path("c/checkpoints").mkdir()
     Path("c/metrics.jsonl").unlink()
     Path("c/metrics.jsonl").mkdir()
     assert run(["report", *arguments]) == 2

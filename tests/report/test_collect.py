@@ -47,6 +47,24 @@ def test_a_finished_run(tmp_path: Path) -> None:
     }
 
 
+def test_a_run_that_stopped_early_says_so_and_whose_model_it_kept(tmp_path: Path) -> None:
+    state = {"state": "finished", "step": 4, "stopped_early": True, "model_step": 2}
+    config = CONFIG % "tiny" + "training: {steps: 9}\n"
+    run = collect(write_run(tmp_path / "a", state=state, config=config))
+    assert facts(run)["steps"] == "4 of 9"
+    assert facts(run)["step of the model"] == "2 (best evaluation)"
+    assert run.notes == ["stopped early, for want of an improvement (evaluation.early_stopping_patience)"]
+
+
+def test_what_a_method_never_knows_is_left_out(tmp_path: Path) -> None:
+    lines = [training_line(2, grad_norm=None, loss=None), training_line(4, grad_norm=None, loss=None)]
+    run = collect(write_run(tmp_path / "a", lines))
+    assert "grad_norm" not in run.training
+    assert "loss" in run.training, "one that is not finite is news"
+    lines[1]["grad_norm"] = 1.0
+    assert math.isnan(collect(write_run(tmp_path / "b", lines)).training["grad_norm"].values[0])
+
+
 def test_the_best_is_not_always_the_last(tmp_path: Path) -> None:
     lines = [
         evaluation_line(0, None, 0.9),
@@ -131,6 +149,7 @@ def test_rollbacks_and_resumes_are_marked(tmp_path: Path) -> None:
 def test_only_keys_that_differ(tmp_path: Path) -> None:
     first = collect(write_run(tmp_path / "a"))
     text = CONFIG.replace("name: vamo, probes: 4", "name: mezo, probes: 4, eps: 0.1").partition("optimizer")[0] % "b"
+    text += "compare: {budget: 9 flops}\n"  # the section that no run takes notice of
     second = collect(write_run(tmp_path / "b", config=text))
     assert differences([first, second]) == [
         ("method.name", ["vamo", "mezo"]),

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,6 +55,17 @@ def test_several_runs_share_their_axes(tmp_path: Path) -> None:
     alpha, correlation = pictures["method"].panels
     assert [line.label for line in alpha.lines] == ["a"]
     assert [line.label for line in correlation.lines] == ["a", "b"]
+
+
+def test_a_legend_lies_within_its_picture(tmp_path: Path) -> None:
+    labels = [f"adamw-lr0.00{number}-seed{number}" for number in range(5)]
+    runs = [collect(write_run(tmp_path / label)) for label in labels]
+    for picture in pictures_of(runs, labels=labels):
+        svg = draw_svg(picture)
+        width = float(re.findall(r'viewBox="0 0 ([\d.]+) ', svg)[0])
+        entries = re.findall(r'<text[^>]* x="(-?[\d.]+)"[^>]*> adamw', svg)
+        assert len(entries) == len(labels)
+        assert all(0 <= float(x) < width - 90 for x in entries), picture.name
 
 
 def test_marks_stand_where_they_happened(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """`vamo-ft compare` on the tiny model: equal budgets, honest choices, and going on where it stopped."""
 
+import gc
 import json
 import os
 import signal
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.tiny import sentiment_rows, write_jsonl
 from tests.workspace import LORA, Workspace
@@ -18,10 +21,22 @@ from vamo_ft.training.trainer import Trainer
 TIMES = ("seconds", "step_seconds", "peak_memory_bytes", "time")
 METHODS = {
     "adamw": {"learning_rates": [0.01]},
-    "vamo": {"learning_rates": [0.01], "set": {"method": {"probes": 2, "snapshot": {"every": "6 steps"}}}},
+    "vamo": {"learning_rates": [0.01], "set": {"method": {"probes": 2, "snapshot": {"every": "3 steps"}}}},
+    "vamo-mixed": {  # an epoch draws 60 of the mixture's 32 samples
+        "learning_rates": [0.01],
+        "set": {"method": {"name": "vamo", "probes": 2, "snapshot": {"every": "1 epoch"}}},
+    },
     "mezo": {"learning_rates": [1e-4]},
     "mezo_bcd": {"learning_rates": [1e-4], "set": {"method.difference": "forward"}},
 }
+
+
+@pytest.fixture(autouse=True)
+def _short_collections() -> Iterator[None]:
+    """A comparison collects garbage before every run; what a test session has imported need not be looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def configured(workspace: Workspace, compare: dict[str, Any], **changes: Any) -> None:
@@ -51,19 +66,23 @@ def spent(line: dict[str, Any], currency: str) -> float:
 @pytest.mark.parametrize(
     ("currency", "amount", "methods"),
     [
-        ("evaluations", 560, ["adamw", "vamo", "mezo", "mezo_bcd"]),
-        ("tokens", 14_000, ["adamw", "vamo"]),
+        ("evaluations", 300, ["adamw", "vamo", "mezo", "mezo_bcd"]),
+        ("evaluations", 480, ["vamo-mixed"]),
+        ("tokens", 7000, ["adamw", "vamo"]),
         ("flops", 2.5e8, ["vamo", "mezo_bcd"]),
     ],
 )
 def test_every_method_spends_the_same(workspace: Workspace, currency: str, amount: float, methods: list[str]) -> None:
     chosen = {method: METHODS[method] for method in methods}
-    configured(workspace, {"budget": f"{amount:g} {currency}", "seeds": 1, "points": 1, "methods": chosen})
+    mixed = [{"path": "train.jsonl", "weight": 1}, {"path": "eval.jsonl", "weight": 2}]
+    data = {"data": {"train": mixed}} if methods == ["vamo-mixed"] else {}
+    compare = {"budget": f"{amount:g} {currency}", "seeds": 1, "points": 1, "methods": chosen}
+    configured(workspace, compare, **data)
     assert run(["compare", "config.yaml"]) == 0
     content = result(workspace)
     assert [record["label"] for record in content["runs"]] == methods
     for record in content["runs"]:
-        assert record["steps"] > 6 or currency == "flops", "a second snapshot is in the budget"
+        assert record["steps"] > 3 or currency == "flops", "a second snapshot is in the budget"
         name, steps = f"{record['label']}-lr{record['learning_rate']:g}-seed1", record["steps"]
         config = str(workspace.root / "runs" / "tiny-compare" / "runs" / name / "config.yaml")
         longer = [
@@ -172,8 +191,33 @@ def test_a_comparison_goes_on_where_it_stopped(
     assert "budget: '90 evaluations' -> '36 evaluations'" in capsys.readouterr().err
     assert run(["compare", "config.yaml", "--out", "parts", "--set", "training.batch_size=5"]) == 2
     assert "adamw: training.batch_size: 6 -> 5" in capsys.readouterr().err
-    assert run([*other, "--out", "parts", "--fresh"]) == 0
+    stops.add(made + 1)
+    assert run([*other, "--out", "parts", "--fresh"]) == 75
+    assert "give the same command again, with --out parts-2 in place of --fresh" in capsys.readouterr().err
+    assert run([*other, "--out", "parts-2"]) == 0
     assert len(result(workspace, "parts-2")["runs"]) == 3
+
+
+def test_a_run_spends_its_budget_to_the_end(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Early stopping would make budgets unequal, and the best evaluation is one on the half that is reported."""
+    configured(workspace, {"budget": "90 evaluations", "seeds": 1, "methods": {"adamw": {"learning_rates": [1.0]}}})
+    config = yaml.safe_load((workspace.root / "config.yaml").read_text())
+    config["data"]["format"] = {"type": "text", "column": "sentence"}
+    config["training"]["on_divergence"] = "rollback"
+    best = {"load_best_model_at_end": True, "early_stopping_patience": 1, "early_stopping_threshold": 100.0}
+    config["evaluation"] = {"every": "1 steps", "metrics": ["perplexity", "loss"], **best}
+    (workspace.root / "config.yaml").write_text(yaml.safe_dump(config))
+    assert run(["compare", "config.yaml", "--no-cache"]) == 0
+    assert "early stopping are left out" in capsys.readouterr().err
+    content = result(workspace)
+    [record] = content["runs"]
+    assert record["steps"] == content["plans"]["adamw"]["steps"] == 5
+    losses = [point["values"]["loss"] for point in record["points"]]
+    assert min(losses[1:]) < losses[-1] == pytest.approx(record["final"]["loss"], rel=1e-5), "not the best one"
+    assert content["results"]["metric"] == "loss", "of which perplexity is a function"
+    written = yaml.safe_load((workspace.root / "runs/tiny-compare/runs/adamw-lr1-seed1/config.yaml").read_text())
+    assert written["training"]["on_divergence"] == "stop"
+    assert not list(Path(os.environ["VAMO_FT_CACHE"]).rglob("*.safetensors"))
 
 
 def test_the_clock_ends_a_run_that_is_slower_than_its_pilot(
@@ -246,6 +290,10 @@ def test_what_is_printed_and_written(
         ({"budget": "5 flops", "methods": {"adamw": {}}, "seeds": [0, 1]}, [], "0 is one of seeds"),
         ({"budget": "5 flops", "methods": {"adamw": {}}, "metric": "f1"}, [], "f1 is not one of evaluation.metrics"),
         ({"budget": "5 flops", "methods": {"adamw": {}}}, ["--learning-rates", "0.1"], "write it as METHOD=A,B"),
+        (None, ["--methods", "sgd", "--learning-rates", "mezo=0.1"], "mezo is none of --methods sgd"),
+        (None, ["--seeds", "few"], "--seeds few: write how many, such as 5, or the seeds themselves"),
+        (None, ["--budget", "5"], "--budget: must be a number above 0 and a currency"),
+        ({"budget": "5 flops", "methods": {"adamw": {}}, "metric": "perplexity"}, [], "the exponential of loss"),
     ],
 )
 def test_what_cannot_be_compared_is_told_in_a_line(

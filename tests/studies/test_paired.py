@@ -81,7 +81,8 @@ def test_the_t_test_is_the_tail_of_students_density(differences: tuple[float, ..
 
 def test_the_t_test_of_equal_differences() -> None:
     assert t_test_p([0.0, 0.0, 0.0]) == 1.0
-    assert t_test_p([0.5, 0.5]) == 0.0
+    assert t_test_p([0.5, 0.5]) == 0.5
+    assert t_test_p([5 / 6 - 4 / 6, 4 / 6 - 3 / 6, 1 / 6]) == 0.25, "equal but for the last bits"
     assert t_test_p([1.0, -1.0]) == 1.0
 
 

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from vamo_ft.assemble.method import build_estimator, build_update_rule
 from vamo_ft.assemble.micro_batch import micro_batch_size
 from vamo_ft.assemble.parts import Parts, build_parts
-from vamo_ft.assemble.surroundings import Surroundings, run_length
+from vamo_ft.assemble.surroundings import Surroundings, due, run_length
 from vamo_ft.config.method import SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.schema import RunConfig
@@ -162,9 +162,7 @@ def pilot_of(
         least = directions.num_blocks * math.ceil(least / directions.num_blocks)
     machine = _Machine(config, parts, surroundings)
 
-    def due(step: int) -> bool:
-        return every is not None and every.due(step, batch_size=source.batch_size, num_samples=source.samples_per_epoch)
-
+    snapshot_due = due(every, source)
     first: list[StepCost] = []
     taken = None
     spent = False
@@ -176,14 +174,14 @@ def pilot_of(
         spent = enough(cost, parts.ledger)
     second: list[StepCost] = []
     if every is not None and not spent:
-        place = next(step for step in range(len(first), 10**9) if due(step))
+        place = next(step for step in range(len(first), 10**9) if snapshot_due(step))
         second = [machine.step(place)]
     sizes = lru_cache(maxsize=None)(lambda index: Work.forward([source.batch([index])]))
 
     def batch(step: int) -> Work:
         return sum((sizes(index) for index in source.step_indices(step)), Work())
 
-    return Pilot(parts.ledger, run_length(config, source), first, second, batch, source.batch_size, due)
+    return Pilot(parts.ledger, run_length(config, source), first, second, batch, source.batch_size, snapshot_due)
 
 
 class _Machine:
