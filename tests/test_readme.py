@@ -78,6 +78,18 @@ ELSEWHERE = {
     "scripts/check": "tests/test_scripts.py::test_ci_runs_the_scripts",
     "scripts/test": "tests/test_scripts.py::test_test_hands_its_arguments_to_pytest",
     "scripts/test tests/estimators -k vamo": "tests/test_scripts.py::test_test_hands_its_arguments_to_pytest",
+    "accelerate launch --num-processes 4 -m vamo_ft train my.yaml": (
+        "tests/test_processes.py::test_a_signal_to_one_process_stops_both_and_one_goes_on"
+    ),
+    "torchrun --nproc-per-node 4 -m vamo_ft train my.yaml": (
+        "tests/test_processes.py::test_a_signal_to_one_process_stops_both_and_one_goes_on"
+    ),
+    "scripts/plan_check": "tests/test_scripts.py::test_plan_check_hands_its_arguments_on",
+    "scripts/test -m gpu": "tests/test_scripts.py::test_test_hands_its_arguments_to_pytest",
+    "VAMO_FT_TEST_IMAGE=1 scripts/test tests/test_image.py": (
+        "tests/test_image.py::test_a_container_says_what_it_can_do"
+    ),
+    "scripts/bench --device cuda": "tests/test_bench.py::test_a_device_that_is_not_there_is_one_line",
     "scripts/bench": "tests/test_bench.py::test_every_case_reports",
     "scripts/torture": "tests/test_torture.py::test_five_rounds_lose_nothing",
 }

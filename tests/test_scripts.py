@@ -137,6 +137,11 @@ def test_paper_hands_its_arguments_on(checkout: Checkout) -> None:
     assert checkout.done("paper", "--quick", "--out", "a b") == ["-m scripts.paper_figures --quick --out a b"]
 
 
+def test_plan_check_hands_its_arguments_on(checkout: Checkout) -> None:
+    checkout.done()
+    assert checkout.done("plan_check", "--model", "a b") == ["-m scripts.plan_checks --model a b"]
+
+
 def test_quickstart_prepares_trains_and_tells_what_is_next(checkout: Checkout) -> None:
     checkout.done()
     program = checkout.root / ".venv" / "bin" / "vamo-ft"
