@@ -28,8 +28,9 @@ __all__ = ["MemoryPlan", "MemoryPlanner", "Phase"]
 
 _STEPS = 10_000  # whose batches are looked at for the largest one
 _ROWWISE = ("full", "block")  # structures that can displace a head row by row
-_TEMPORARIES = {"adamw": 2, "adagrad": 2, "sgd": 1, "sign_sgd": 1}
-"""Optimizer -> tensors of a parameter's size that torch's rule forms beside its state."""
+_TEMPORARIES = {"adamw": 2, "adagrad": 1, "sgd": 1, "sign_sgd": 1}
+"""Optimizer -> tensors of a parameter's size that torch's rule forms beside its state, and beside the last one of the
+parameter before, which its loop still holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,10 @@ class MemoryPlanner:
         optimizer, parameters = config.optimizer, self._parts.parameters
         if config.method.projected and optimizer.name == "sgd" and optimizer.momentum == 0:
             return Phase("update", Peak())
-        largest = max(tensor.numel() for tensor in parameters.tensors)
+        sizes = [tensor.numel() for tensor in parameters.tensors]
         carried = 8 * Carriers(parameters, seed=0).most_together
-        temporaries = 4 * _TEMPORARIES[optimizer.name] * largest
+        formed = _TEMPORARIES[optimizer.name]
+        temporaries = 4 * max(before + formed * size for before, size in zip([0, *sizes], sizes, strict=False))
         return Phase("update", Peak(gradients=sum(t.nbytes for t in parameters.tensors)), carried + temporaries)
 
     def _trained(self, size: int | None, *, again: bool = False) -> Peak:
