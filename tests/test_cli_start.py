@@ -100,7 +100,15 @@ def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
         ("demo", {"resume": "auto", "fresh": False, **plain}),
         ("b", {"resume": "never", "fresh": True, **plain}),
         ("c", {"model": Path("runs/a/model"), "data": "d.csv", "use_cache": True, "predictions": Path("p.jsonl")}),
-        ("demo", {"model": Path("runs/a/checkpoints/step-00000002/model"), "data": None, "use_cache": True, "predictions": None}),
+        (
+            "demo",
+            {
+                "model": Path("runs/a/checkpoints/step-00000002/model"),
+                "data": None,
+                "use_cache": True,
+                "predictions": None,
+            },
+        ),
         ("demo", {**exported, "source": Path("runs/a/model"), "merge": True}),
         ("demo", {**exported, "source": Path("runs/a/seedlog.bin"), "base": "base", "steps": 3}),
         (
