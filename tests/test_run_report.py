@@ -32,7 +32,7 @@ def test_a_finished_run_has_its_page(
     assert run(["train", "runs/tiny/config.yaml"]) == 0
     assert capsys.readouterr().out.endswith("report: runs/tiny/report.html\n")
     text = page.read_text(encoding="utf-8")
-    assert text.count("<li>resumed from step 2</li>") == text.count("<li>resumed from step") == 1
+    assert text.count("<li>resumed from step 1</li>") == text.count("<li>resumed from step") == 1
     assert text.count("<li>rollback to step 3: step 5: the loss is nan") == 1
     assert 'class="state good">finished' in text
 

@@ -98,7 +98,7 @@ def find_run(target: Path) -> tuple[Path, Path]:
         raise UsageError(f"{target}: this run has no final model yet; name one of its checkpoints{newest}")
     if not target.is_dir():
         raise UsageError(f"{target}: no such folder; name a run directory or a checkpoint in one")
-    if target.name == "model" and (target.parent / "config.yaml").is_file():
+    if target.name == "model" and (target.parent / "metrics.jsonl").is_file():
         raise UsageError(f"{target}: this is the model in a run directory; name {target.parent}")
     raise UsageError(f"{target}: neither a run directory nor a checkpoint in one")
 
