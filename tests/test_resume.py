@@ -107,10 +107,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 PASSES: dict[str, tuple[type, str]] = {
     "vamo": (DerivativeTable, "add"),
-    "vamo_literal": (LossProbe, "derivatives"),
+    "vamo_literal": (LossProbe, "own_derivatives"),
     "svrg": (Svrg, "_add_gradient"),
-    "zo_svrg": (LossProbe, "derivatives"),
-    "mezo_svrg": (LossProbe, "derivatives"),
+    "zo_svrg": (LossProbe, "own_derivatives"),
+    "mezo_svrg": (LossProbe, "own_derivatives"),
 }
 """Method -> what is called once for each group of samples in a snapshot."""
 

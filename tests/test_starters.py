@@ -16,7 +16,7 @@ from vamo_ft.config.method import METHOD_NAMES
 from vamo_ft.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "paper"]
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name not in ("paper", "cloud")]
 EXAMPLES: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]},
     "prompt_completion": {"prompt": "1+1?", "completion": " 2"},

@@ -196,9 +196,9 @@ def test_a_stop_while_data_is_prepared_has_nothing_to_save(
     formatted = loading.format_rows
     seen = 0
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **keywords: Any) -> Any:
         nonlocal seen
-        for example in formatted(*arguments):
+        for example in formatted(*arguments, **keywords):
             seen += 1
             if seen == 5:
                 os.kill(os.getpid(), signal.SIGTERM)

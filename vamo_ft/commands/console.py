@@ -22,8 +22,11 @@ class _Patient(TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # UnicodeEncodeError is a ValueError, as is a stream that is closed
-            self._stream.write(text)
+        with suppress(OSError, ValueError):  # a stream that is closed is a ValueError
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                self._stream.write(text.encode("ascii", "backslashreplace").decode())
         return len(text)
 
     def flush(self) -> None:

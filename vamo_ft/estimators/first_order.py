@@ -10,6 +10,7 @@ from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.runtime import seeded_generator
+from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, Work
 from vamo_ft.estimators.sharing import put_together
 
@@ -38,7 +39,7 @@ class FirstOrder:
         self._parameters.clear_gradients()
         self._losses.train()
         device = self._runtime.device
-        weight = torch.cat([batch.counts for batch in micro_batches]).to(device).double().sum()
+        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
         own = self._runtime.mine(list(enumerate(micro_batches)))
         # Whoever has nothing to do takes part in the sum of gradients all the same, with a pass that counts nothing.
         passes = [(1.0, position, batch) for position, batch in own] or [(0.0, 0, micro_batches[0])]

@@ -17,6 +17,7 @@ from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
 
 __all__ = ["ForwardGradient"]
@@ -71,7 +72,7 @@ class ForwardGradient:
             UsageError: the model has an operation that cannot be differentiated forward.
         """
         keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
-        weight = torch.cat([batch.counts for batch in micro_batches]).to(self._runtime.device).double().sum()
+        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
         own = [batch.to(self._runtime.device) for batch in self._runtime.mine(micro_batches)]
         totals = torch.stack([self._evaluate(own, key) for key in keys])  # (q, 2)
         self._runtime.sum_([totals])
