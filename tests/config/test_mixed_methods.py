@@ -48,6 +48,12 @@ def test_presets() -> None:
         (LITERAL, "method.alpha=adaptive", "method.alpha: must be 'theory' or a number, not 'adaptive'"),
         (LITERAL, "method.eps=0.1", "method.eps: unknown key"),
         (FORWARD, "method.eps=0.1", "method.eps: unknown key"),
+        (
+            FORWARD,
+            "model.compile=true",
+            "model.compile: method.name: forward_gradient takes forward derivatives, which compiled code has none of; "
+            "leave it out",
+        ),
         *(
             (
                 FORWARD,

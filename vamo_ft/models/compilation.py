@@ -27,7 +27,7 @@ def compile_layers(model: PreTrainedModel | PeftModel) -> None:
 
     The layers of a stack are alike and share what is compiled, so that it takes as long for many as for one. It is the
     layer's `forward` that is replaced, inside the module's call: hooks on the layer stay outside of what is compiled
-    (those within it would be left out, without a word, once it is compiled), and so do the streamed perturbation and
+    (within it they would be compiled with it, or be left out without a word), and so do the streamed perturbation and
     the reuse of earlier layers, which work with hooks and with `forward` itself. Names of parameters, and what is
     saved, do not change.
 
