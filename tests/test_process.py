@@ -134,6 +134,9 @@ def test_a_container_is_stopped_while_libraries_load(workspace: Workspace, first
         while process.poll() is None:  # until the interpreter is up they are dropped
             os.kill(child, signal.SIGTERM)
             time.sleep(0.05)
-        assert process.returncode == 143
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        said = process.stderr.read()
+    if process.returncode == 75:  # a library swallowed the exit while it was imported; the run heard the next one
+        assert "stopped" in said
+    else:
+        assert (process.returncode, said) == (143, "")
