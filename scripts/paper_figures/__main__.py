@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     try:
         with logging_to(console), StopSignals() as signals:
-            surroundings = Surroundings(ConsoleProgress(console), signals.requested)
+            surroundings = Surroundings(progress=ConsoleProgress(console), stop_requested=signals.requested)
             for name in options.experiments:
                 began = time.perf_counter()
                 if name in SYNTHETIC:

@@ -45,7 +45,7 @@ def _run(config: RunConfig) -> int:
         return made >= _STEPS
 
     with peak_memory(_CPU) as peak:
-        surroundings = Surroundings(SilentProgress(), lambda: False)
+        surroundings = Surroundings(progress=SilentProgress(), stop_requested=lambda: False)
         pilot_of(config, parts, surroundings, least=_STEPS, by_layer=False, enough=enough)
     return peak.bytes - before
 
