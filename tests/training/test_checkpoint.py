@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import DataError
-from vamo_ft.training.checkpoint import newest_checkpoint, open_checkpoint, save_checkpoint
+from vamo_ft.training.checkpoint import discard_later, newest_checkpoint, open_checkpoint, save_checkpoint
 
 
 def save_model(folder: Path) -> None:
@@ -237,6 +237,14 @@ def test_old_and_abandoned_checkpoints_are_removed(tmp_path: Path) -> None:
     assert visible(tmp_path) == ["step-00000003", "step-00000007"]
     save(tmp_path, 8, keep=1)
     assert visible(tmp_path) == ["step-00000008"]
+
+
+def test_what_a_kill_left_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    path = save(tmp_path, 2)
+    shutil.copytree(save(tmp_path, 4), tmp_path / ".tmp-step-00000001")
+    (tmp_path / ".tmp-step-00000006.77" / "model").mkdir(parents=True)
+    discard_later(open_checkpoint(path))
+    assert visible(tmp_path) == ["step-00000002"]
 
 
 def test_same_step_is_replaced(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def build_run(
         changes += check_samples(checkpoint, source.fingerprint, allow=allow_changes)
         check_length(checkpoint, num_steps, courses=_courses(config))
         if runtime.is_main:
+            surroundings.check_held()
             discard_later(checkpoint)
 
     state = restored_run_state(checkpoint) if checkpoint else RunState()

@@ -119,7 +119,7 @@ def save_checkpoint(
     assert keep >= 1
     check_held()
     root.mkdir(parents=True, exist_ok=True)
-    _remove(path for path in root.iterdir() if path.name.startswith(".tmp-"))  # left by a killed process
+    _remove_unfinished(root)
     split = {owner: _split_state(owner, state) for owner, state in owners.items()}
     needed = sum(tensor.nbytes for _, tensors in split.values() for tensor in tensors.values())
     needed += max(model_bytes, _newest_bytes(root, "model"))
@@ -176,8 +176,12 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
 
 
 def discard_later(checkpoint: Checkpoint) -> None:
-    """Removes the checkpoints of later steps: a run that goes on from an earlier one gives their continuation up."""
+    """Removes the checkpoints of later steps: a run that goes on from an earlier one gives their continuation up.
+
+    So does what a killed process left half written or half removed: a run at its end may have nothing more to save.
+    """
     _remove_later(checkpoint.path.parent, step=checkpoint.step)
+    _remove_unfinished(checkpoint.path.parent)
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
@@ -346,6 +350,10 @@ def _remove_obsolete(root: Path, *, step: int, keep: int, best_step: int | None)
     if best_step is not None:
         kept.add(root / f"step-{best_step:08d}")
     _remove(path for path in paths if path not in kept)
+
+
+def _remove_unfinished(root: Path) -> None:
+    _remove(path for path in root.iterdir() if path.name.startswith(".tmp-"))
 
 
 def _remove_later(root: Path, *, step: int) -> None:
