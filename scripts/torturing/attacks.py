@@ -96,7 +96,9 @@ def all_damaged(trial: Trial) -> None:
     """No checkpoint is intact: the run refuses to start over, and goes on when one is put back."""
     if not _train_until(trial, checkpoints=1):
         return
-    with all_but_a_copy_damaged(trial.intact(), trial.chance, aside=trial.folder / "copy"):
+    intact = trial.intact()
+    with all_but_a_copy_damaged(intact, trial.chance, aside=trial.folder / "copy"):
+        trial.damaged |= {path.stat().st_ino for path in intact[1:]}
         before = tree_digest(trial.run / "checkpoints")
         with trial.process() as process:
             trial.wait_for_the_end(process)
