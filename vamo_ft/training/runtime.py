@@ -1,5 +1,6 @@
 """The device and the processes of a run, as accelerate sees them."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
+
+_log = logging.getLogger("vamo_ft")
 
 _OF_A_LAUNCHER = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -92,6 +95,8 @@ def build_runtime(*, autocast: torch.dtype | None, fsdp: bool = False) -> Runtim
     if not dist.is_initialized():
         refuse_launchers()
     state = PartialState()
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not fsdp and state.is_main_process:
+        _log.warning("what accelerate is told of FSDP is not read; training.fsdp: true shares the model out")
     local = LocalRuntime(state.device if state.device.type == "cuda" else "cpu", autocast=autocast)
     if state.num_processes == 1:
         return local
