@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import tiny_bert_classifier, tiny_gpt2, tiny_llama
 from tests.toys import normal
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.blocks import Block, BlockDirections, block_at, model_blocks
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.hashing import Domain, HashKey

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import save_model_folder, tiny_gpt2, tiny_llama
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.models.card import Card, write_model_card
 from vamo_ft.models.export import quietly, save_model
 from vamo_ft.models.loading import load_model

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer, save_model_folder, tiny_llama
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.models import fingerprint
 from vamo_ft.models.fingerprint import base_fingerprint, tokenizer_fingerprint
 

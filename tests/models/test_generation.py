@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.tiny import byte_tokenizer, pair, tiny_gpt2, tiny_llama
-from vamo_ft.config.schema import AdapterConfig, ModelConfig
+from vamo_ft.config.model import AdapterConfig, ModelConfig
 from vamo_ft.data.collation import collate_for_generation
 from vamo_ft.models.adapters import add_adapter
 from vamo_ft.models.export import quietly

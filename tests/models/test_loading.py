@@ -24,7 +24,7 @@ from tests.tiny import (
     tiny_llama,
     tiny_llama_classifier,
 )
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models.export import save_model
 from vamo_ft.models.loading import LoadedModel, load_model

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.config.examples import VALID, problems_of
 from tests.tiny import save_model_folder, tiny_llama
-from vamo_ft.config.schema import AdapterConfig, ModelConfig, QuantizationConfig
+from vamo_ft.config.model import AdapterConfig, ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models import loading
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import pair, tiny_bert_classifier, tiny_gpt2, tiny_llama, tiny_llama_classifier
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, normal
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.blocks import BlockDirections, block_at, model_blocks
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.parameters import TrainableParameters

@@ -52,11 +52,11 @@ def build_directions(config: RunConfig, parameters: TrainableParameters, module:
 
 
 def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int) -> GradientSubspace:
-    needed, free = GradientSubspace.state_bytes(parameters.numel, size), free_memory_bytes(parameters.device)
+    needed, free = GradientSubspace.state_bytes(parameters.num_held, size), free_memory_bytes(parameters.device)
     if needed > free:
         raise UsageError(
             f"method.directions.structure: gradient_subspace keeps {3 * size + 1} float32 vectors of "
-            f"{parameters.numel:,} elements, {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; train an "
+            f"{parameters.num_held:,} elements, {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; train an "
             "adapter, or lower method.probes"
         )
     return GradientSubspace(parameters, size=size, warmup=warmup)

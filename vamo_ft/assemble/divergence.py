@@ -6,7 +6,7 @@ from pathlib import Path
 from vamo_ft.config.data import DataSetConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError, VamoFtError
-from vamo_ft.core.parameters import TrainableParameters, all_finite
+from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import SampleSource
 from vamo_ft.data.mixture import Origin
 from vamo_ft.data.places import sample_places
@@ -23,7 +23,7 @@ def check_weights(parameters: TrainableParameters, source: SampleSource, state: 
     Raises:
         DivergenceError: the last update left weights that are not finite.
     """
-    if state.step > 0 and not all_finite(parameters.tensors):
+    if state.step > 0 and not parameters.all_finite():
         last = state.step - 1
         raise DivergenceError(
             f"step {state.step}: the weights are not finite after the update; they are not saved",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.data.chat import end_of_turn, set_chat_template
 from vamo_ft.data.prompts import tokenize_prompt, tokenize_question

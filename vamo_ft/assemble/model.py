@@ -25,10 +25,10 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
     if config.model.quantization is None:  # else it is there already, and does not move
-        loaded.model.to(runtime.device)
+        runtime.place(loaded.root)
     return loaded
 
 
 def build_run_runtime(config: RunConfig) -> Runtime:
     """Device and precision of the configuration's forward passes."""
-    return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None)
+    return build_runtime(autocast=torch.bfloat16 if config.training.autocast else None, fsdp=config.training.fsdp)

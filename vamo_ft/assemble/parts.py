@@ -126,7 +126,8 @@ def _undirected(
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
         checkpoint_activations(loaded.model)
-    return Parts(loaded, runtime, source, held_out, objective, TrainableParameters(loaded.model), None, ledger)
+    parameters = TrainableParameters(loaded.model, runtime)
+    return Parts(loaded, runtime, source, held_out, objective, parameters, None, ledger)
 
 
 def _tell_what_is_lost(source: TrainingSamples) -> None:

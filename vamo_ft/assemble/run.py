@@ -33,7 +33,7 @@ from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.mixture import Origin
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.models.card import Card, write_model_card
-from vamo_ft.models.export import save_model, saved_bytes
+from vamo_ft.models.export import gathered, save_model, saved_bytes
 from vamo_ft.models.fingerprint import base_fingerprint
 from vamo_ft.models.loading import LoadedModel
 from vamo_ft.objectives.stoppable import StoppableObjective
@@ -43,6 +43,7 @@ from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoi
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
 from vamo_ft.training.replicas import ReplicaCheck
 from vamo_ft.training.runtime import memory_errors_explained
+from vamo_ft.training.shared_saving import save_together
 from vamo_ft.training.space import SMALL_FILES
 from vamo_ft.training.state import RunState
 from vamo_ft.training.trainer import Trainer
@@ -117,6 +118,7 @@ def build_run(
     update_rule = build_update_rule(config, parameters, directions)
     num_steps = run_length(config, source)
     if checkpoint is not None:
+        checkpoint = replace(checkpoint, share=runtime.share)
         changes += check_samples(checkpoint, source.fingerprint, allow=allow_changes)
         check_length(checkpoint, num_steps, courses=_courses(config))
         if runtime.is_main:
@@ -156,7 +158,7 @@ def build_run(
             ends_early=verdicts.ends_early,
             base=loaded.model if checkpoint is None else None,
         )
-        if runtime.is_main
+        if runtime.is_main and not parameters.sharded
         else None
     )
     if seed_logger is not None:
@@ -172,25 +174,31 @@ def build_run(
 
     def save(state: RunState) -> None:
         check_weights(parameters, source, state)
-        if not runtime.is_main:
-            return
         with memory_errors_explained(f"saving a checkpoint of step {state.step}"):
-            save_checkpoint(
-                surroundings.checkpoints,
-                step=state.step,
-                owners={"run": state.state_dict(), **{name: owner.state_dict() for name, owner in owners.items()}},
-                save_model=lambda directory: save_model(loaded.model, loaded.tokenizer, directory),
-                facts={
-                    "version": __version__,
-                    "config": config.model_dump(mode="json"),
-                    "data": source.fingerprint,
-                    "base": base,
-                    "num_steps": num_steps,
-                },
-                keep=config.checkpoint.keep,
-                model_bytes=model_bytes,
-                check_held=surroundings.check_held,
-                best_step=verdicts.best_step,
+            weights = gathered(loaded.model, keep=runtime.is_main) if parameters.sharded else None
+            states = {"run": state.state_dict(), **{name: owner.state_dict() for name, owner in owners.items()}}
+            save_together(
+                runtime,
+                states,
+                lambda write_others: save_checkpoint(
+                    surroundings.checkpoints,
+                    step=state.step,
+                    owners=states,
+                    save_model=lambda directory: save_model(loaded.model, loaded.tokenizer, directory, weights=weights),
+                    facts={
+                        "version": __version__,
+                        "config": config.model_dump(mode="json"),
+                        "data": source.fingerprint,
+                        "base": base,
+                        "num_steps": num_steps,
+                    },
+                    keep=config.checkpoint.keep,
+                    model_bytes=model_bytes,
+                    check_held=surroundings.check_held,
+                    best_step=verdicts.best_step,
+                    write_others=write_others,
+                    processes=runtime.share[1],
+                ),
             )
 
     checkpoint_due = due(config.checkpoint.every, source)

@@ -70,7 +70,7 @@ def num_moments(optimizer: OptimizerConfig) -> int:
 
 def snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_samples: int) -> int:
     """Of what the method's state holds from its first snapshot on; while a table is filled it is float64."""
-    method, copy = config.method, sum(tensor.nbytes for tensor in parameters.tensors)
+    method, copy = config.method, parameters.nbytes
     match method:
         case VamoConfig():
             table = num_samples * (8 * method.probes + 5)

@@ -16,6 +16,7 @@ from vamo_ft.commands.console import patient_console
 from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.training.best import best_model
+from vamo_ft.training.checkpoint import open_checkpoint
 from vamo_ft.training.ledger import peak_memory_bytes
 from vamo_ft.training.rundir import RunDirectory, sync_directory, sync_folder
 
@@ -57,6 +58,8 @@ def save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Ma
         if best is not None:
             saved, folder = best
             _log.info("the final model is that of step %d, the best %s", saved["step"], evaluator.ranking.metric)
+    if folder is None and run.parameters.sharded:  # no process has the whole, but that of the last step is saved
+        folder = open_checkpoint(directory.checkpoints / f"step-{step:08d}").model_dir
     aside = directory.model.with_name(".model.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vamo_ft.config.budget import Budget
 from vamo_ft.config.load import LoadedConfig, load_config
-from vamo_ft.config.schema import AdapterConfig, ModelConfig, RunConfig
+from vamo_ft.config.model import AdapterConfig, ModelConfig
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 
 __all__ = ["Subject", "find_run", "find_seed_log", "find_subject", "load_comparison", "load_settings"]

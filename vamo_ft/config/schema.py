@@ -5,7 +5,7 @@ key is an error. A rule that joins several keys stands in the smallest section t
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from vamo_ft.config.comparison import CompareConfig
 from vamo_ft.config.data import DataConfig, same_classes
 from vamo_ft.config.method import (
     OPTIMIZERS,
+    FirstOrderConfig,
     ForwardGradientConfig,
     MethodConfig,
     SpsaConfig,
@@ -20,6 +21,7 @@ from vamo_ft.config.method import (
     VamoConfig,
     ZoSvrgConfig,
 )
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
 from vamo_ft.config.objective import FREE_TEXT_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
 from vamo_ft.config.period import Period
@@ -47,93 +49,6 @@ class RunSection(Section):
     def _name_is_a_folder_name(cls, value: str) -> str:
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) is None:
             raise ValueError(f"must be letters, digits, '.', '_' and '-', a letter or digit first, not {value!r}")
-        return value
-
-
-class AdapterConfig(Section):
-    """A LoRA adapter (Hu et al., arXiv 2106.09685); only the adapter is trained and saved."""
-
-    type: Literal["lora"] = Field(description="kind of adapter")
-    r: int = Field(8, gt=0, description="rank of each update")
-    alpha: float = Field(16.0, gt=0, description="scale: the update is multiplied by alpha / r, or alpha / sqrt(r)")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
-    target_modules: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="names of the layers to adapt, or all-linear"
-    )
-    modules_to_save: list[str] = Field([], description="layers to train in full beside the adapter")
-    use_rslora: bool = Field(False, description="rank-stabilised scale alpha / sqrt(r) (arXiv 2312.03732)")
-
-    @field_validator("target_modules")
-    @classmethod
-    def _some_layer_is_adapted(cls, value: str | list[str]) -> str | list[str]:
-        if not value:
-            raise ValueError("names no layer; write the names of some, or all-linear")
-        return value
-
-
-class QuantizationConfig(Section):
-    """The base's matrices in 4 bits, under an adapter (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
-
-    bits: int = Field(description="bits of a weight: 4")
-    type: Literal["nf4", "fp4"] = Field("nf4", description="code of 16 values: quantiles of a normal, or floats")
-    double_quant: bool = Field(True, description="quantise the scales of the blocks too: 0.37 bits a weight less")
-    compute_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of the products")
-
-    @field_validator("bits")
-    @classmethod
-    def _bits_are_supported(cls, value: int) -> int:
-        if value != 4:
-            raise ValueError(f"must be 4, not {value}")
-        return value
-
-
-class ModelConfig(Section):
-    """The model and what of it is trained."""
-
-    path: str = Field(min_length=1, description="Hub id, local folder, or .gguf file (dequantised)")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
-    task: Literal["causal_lm", "sequence_classification"] = Field(
-        "causal_lm", description="causal_lm, or sequence_classification: a classifier head on the pooled output"
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="precision of the weights in memory; adapters stay in float32. For bfloat16 arithmetic on float32 "
-        "weights set training.autocast",
-    )
-    quantization: QuantizationConfig | None = Field(
-        None, description="frozen base in 4 bits, such as {bits: 4}; null: in dtype"
-    )
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
-        None, description="attention kernel; null lets transformers choose (sdpa, where the model has it)"
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile the model's layers, for training and losses; generation stays as it is. Compiling "
-        "takes some minutes at the start of every process",
-    )
-    adapter: AdapterConfig | None = Field(None, description="null trains the model's own weights")
-    freeze: list[str] = Field(
-        [], description="shell-style patterns of parameter names that are not trained, such as '*embed*'"
-    )
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model; off for safety")
-
-    @model_validator(mode="after")
-    def _quantised_weights_are_not_trained(self) -> "ModelConfig":
-        if self.quantization is None:
-            return self
-        if self.adapter is None:
-            raise ValueError("quantization: quantised weights are not trained; add model.adapter, or leave it out")
-        if self.path.endswith(".gguf"):
-            raise ValueError("quantization: a .gguf file is dequantised; leave it out, or name another model")
-        return self
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _float16_is_for_inference(cls, value: Any) -> Any:
-        if value == "float16":
-            raise ValueError(
-                "float16 weights are for inference: updates and probe points need the range of bfloat16 or float32"
-            )
         return value
 
 
@@ -204,6 +119,11 @@ class TrainingConfig(Section):
         "on a signal, with a checkpoint and exit code 75. A process that goes on has as long again; null: no limit",
     )
 
+    fsdp: bool = Field(
+        False,
+        description="several processes share the model out (FSDP2): each holds its part of every tensor, of its "
+        "gradient and of what the optimizer keeps. One process holds all, as ever",
+    )
     check_processes_every: Period | None = Field(
         Period(100, "step"),
         description="with several processes: how often they compare their parameters, beside every checkpoint; a "
@@ -216,6 +136,15 @@ class TrainingConfig(Section):
         "leave that step out and go on with half the learning rate",
     )
     rollbacks: int = Field(3, gt=0, description="on_divergence: rollback: at most so many of them, then stop")
+
+    @model_validator(mode="after")
+    def _processes_keep_in_step(self) -> "TrainingConfig":
+        if self.fsdp and self.micro_batch_size == "auto":
+            raise ValueError(
+                "micro_batch_size: auto lets each process find out what fits, and with fsdp none runs by itself; write "
+                "a number, or leave fsdp out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
@@ -299,6 +228,29 @@ class RunConfig(Section):
                 "model.compile: method.name: forward_gradient takes forward derivatives, which compiled code has none "
                 "of; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_shared_out_model_can_be_trained(self) -> "RunConfig":
+        if not self.training.fsdp:
+            return self
+        method = self.method
+        if not isinstance(method, FirstOrderConfig | SpsaConfig | VamoConfig):
+            raise ValueError(
+                f"training.fsdp: method.name: {method.name} needs whole tensors in every process; leave it out, or "
+                "write adamw, mezo, vamo or one of their kind"
+            )
+        structure = None if isinstance(method, FirstOrderConfig) else method.directions.structure
+        if structure in ("low_rank", "subspace", "sparse"):
+            raise ValueError(
+                f"training.fsdp: method.directions.structure: {structure} needs whole tensors in every process; leave "
+                "training.fsdp out, or write full or block"
+            )
+        for key, present in (("compile", self.model.compile), ("quantization", self.model.quantization is not None)):
+            if present:
+                raise ValueError(f"training.fsdp: model.{key} does not go with it; leave one of them out")
+        if isinstance(self.objective, MetricObjectiveConfig):
+            raise ValueError("training.fsdp: objective.type: metric does not go with it; write loss, or leave fsdp out")
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ def model_blocks(module: nn.Module, parameters: TrainableParameters) -> tuple[Bl
         for child_name, child in part.named_children():
             yield from walk(f"{name}.{child_name}" if name else child_name, child)
 
-    left = {id(tensor): index for index, tensor in enumerate(parameters.tensors)}
+    left = {id(tensor): index for index, tensor in enumerate(parameters.registered)}
     blocks = []
     for name, tensors in walk("", module):
         if indices := [left.pop(id(tensor)) for tensor in tensors if id(tensor) in left]:

@@ -173,9 +173,12 @@ class HashedDirections:
 
     @torch.no_grad()
     def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
-        """(m,) float64 inner products `<tensors, z_j>`, in one pass; None stands for zeros and costs nothing."""
+        """(m,) float64 inner products `<tensors, z_j>`, in one pass; None stands for zeros and costs nothing.
+
+        Collective where the parameters are shared out over processes.
+        """
         result = torch.zeros(len(keys), dtype=torch.float64, device=self._parameters.device)
-        for start, stop in self._chunks([index for index, tensor in enumerate(tensors) if tensor is not None]):
+        for start, stop in self._held([index for index, tensor in enumerate(tensors) if tensor is not None]):
             directions = [self.values(key, start, stop) for key in keys]
             for segment in self._parameters.segments(start, stop):
                 tensor = tensors[segment.index]
@@ -183,7 +186,7 @@ class HashedDirections:
                 values = tensor.reshape(-1)[segment.start : segment.stop].double()
                 position = segment.offset - start
                 result += torch.stack([_sum(values * z[position : position + values.numel()]) for z in directions])
-        return result
+        return self._parameters.total(result)
 
     @torch.no_grad()
     def gram(self, keys: Sequence[HashKey], *, indices: Sequence[int] | None = None) -> Tensor:
@@ -227,7 +230,7 @@ class HashedDirections:
 
     def reached(self, indices: Sequence[int]) -> int:
         """The number of elements of these tensors that are displaced."""
-        return sum(self._parameters.tensors[index].numel() for index in indices)
+        return sum(stop - start for start, stop in (self._parameters.extents[index] for index in indices))
 
     def _displace(
         self,
@@ -275,16 +278,12 @@ class HashedDirections:
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Stretches of the vector that make up the tensors, neighbouring tensors together."""
-        stretches: list[tuple[int, int]] = []
-        for index in indices:
-            start = self._parameters.offsets[index]
-            stop = start + self._parameters.tensors[index].numel()
-            if stretches and stretches[-1][1] == start:
-                start, _ = stretches.pop()
-            stretches.append((start, stop))
-        for start, stop in stretches:
-            for first in range(start, stop, _CHUNK):
-                yield first, min(first + _CHUNK, stop)
+        return _cut([self._parameters.extents[index] for index in indices])
+
+    def _held(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Those of them that this process holds."""
+        offsets, tensors = self._parameters.offsets, self._parameters.tensors
+        return _cut([(offsets[index], offsets[index] + tensors[index].numel()) for index in indices])
 
     def _plan(self, tensors: Sequence[Tensor], indices: Sequence[int]) -> RowPlan:
         name = (tuple(indices), tuple(tensor.dtype for tensor in tensors))
@@ -348,6 +347,18 @@ def _stretch(tensor: Tensor, begin: int, shape: tuple[int, int]) -> Tensor:
     """
     empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return empty.set_(tensor.untyped_storage(), tensor.storage_offset() + begin, shape, (shape[1], 1))
+
+
+def _cut(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Pieces of the stretches, neighbouring ones together, whose intermediate results may exist at one time."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in stretches:
+        if joined and joined[-1][1] == start:
+            start, _ = joined.pop()
+        joined.append((start, stop))
+    for start, stop in joined:
+        for first in range(start, stop, _CHUNK):
+            yield first, min(first + _CHUNK, stop)
 
 
 def _sum(values: Tensor) -> Tensor:

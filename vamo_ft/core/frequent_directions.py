@@ -32,6 +32,7 @@ class FrequentDirections:
     """
 
     def __init__(self, parameters: TrainableParameters, *, size: int) -> None:
+        self._parameters = parameters
         self._size = size
         self._rows = [torch.zeros(2 * size, *p.shape, device=p.device) for p in parameters.tensors]
         self._mean = [torch.zeros(p.shape, device=p.device) for p in parameters.tensors]
@@ -65,26 +66,38 @@ class FrequentDirections:
         """
         squares, vectors = self._spectrum()
         basis = combined(_inverse_roots(squares)[:count, None] * vectors[:, :count].T, self._rows)
-        correction = torch.linalg.cholesky(inner_products(basis, basis) + _missing(squares[:count]))
-        rotation = torch.linalg.inv(correction)
+        correction = torch.linalg.cholesky(self._products(basis) + _missing(squares[:count]))
+        rotation = torch.linalg.inv(correction).contiguous()
+        self._parameters.agree_([rotation])
         for place, each in enumerate(basis):  # rotated rows are orthogonal to rounding: mended once, tensor by tensor
             (basis[place],) = combined(rotation, [each])
         return basis
 
     def state_dict(self) -> StateDict:
         """Rows and mean."""
-        return {"rows": list(self._rows), "mean": list(self._mean), "filled": self._filled, "seen": self._seen}
+        saved = self._parameters.saved
+        return {
+            "rows": [saved(index, row, leading=1) for index, row in enumerate(self._rows)],
+            "mean": [saved(index, mean) for index, mean in enumerate(self._mean)],
+            "filled": self._filled,
+            "seen": self._seen,
+        }
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`."""
-        self._rows = [new.to(old.device) for new, old in zip(state["rows"], self._rows, strict=True)]
-        self._mean = [new.to(old.device) for new, old in zip(state["mean"], self._mean, strict=True)]
+        own, device = self._parameters.own, self._parameters.device
+        self._rows = [own(index, row, leading=1).to(device) for index, row in enumerate(state["rows"])]
+        self._mean = [own(index, mean).to(device) for index, mean in enumerate(state["mean"])]
         self._filled, self._seen = state["filled"], state["seen"]
 
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         """Squared singular values (2k,), falling, and left singular vectors in columns (2k, 2k), float64."""
-        squares, vectors = torch.linalg.eigh(inner_products(self._rows, self._rows))
+        squares, vectors = map(torch.Tensor.contiguous, torch.linalg.eigh(self._products(self._rows)))
+        self._parameters.agree_([squares, vectors])
         return squares.flip(0).clamp(min=0.0), vectors.flip(1)
+
+    def _products(self, vectors: Sequence[Tensor]) -> Tensor:
+        return self._parameters.total(inner_products(vectors, vectors))
 
     def _shrink(self) -> None:
         squares, vectors = self._spectrum()

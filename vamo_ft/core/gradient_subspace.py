@@ -130,9 +130,13 @@ class GradientSubspace:
 
     @torch.no_grad()
     def dots(self, tensors: Sequence[Tensor | None], keys: Sequence[HashKey]) -> Tensor:
-        """(m,) float64 inner products `<tensors, z_j>`; None stands for zeros."""
+        """(m,) float64 inner products `<tensors, z_j>`; None stands for zeros.
+
+        Collective where the parameters are shared out over processes.
+        """
         given = [(basis, tensor) for basis, tensor in zip(self._basis, tensors, strict=True) if tensor is not None]
         products = inner_products([basis for basis, _ in given], [tensor.unsqueeze(0) for _, tensor in given])
+        products = self._parameters.total(products)
         return torch.stack([products[key.probe, 0] for key in keys])
 
     def gram(self, keys: Sequence[HashKey]) -> Tensor:
@@ -147,14 +151,16 @@ class GradientSubspace:
 
     def state_dict(self) -> StateDict:
         """The sketch and the present basis."""
-        return {"sketch": self._sketch.state_dict(), "basis": list(self._basis)}
+        basis = [self._parameters.saved(index, each, leading=1) for index, each in enumerate(self._basis)]
+        return {"sketch": self._sketch.state_dict(), "basis": basis}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`."""
         self._sketch.load_state_dict(state["sketch"])
         if state["basis"]:
-            self._keep([basis.to(self._parameters.device) for basis in state["basis"]])
+            own, device = self._parameters.own, self._parameters.device
+            self._keep([own(index, basis, leading=1).to(device) for index, basis in enumerate(state["basis"])])
 
     def _keep(self, basis: list[Tensor]) -> None:
         self._basis = basis
-        self._gram = inner_products(basis, basis)
+        self._gram = self._parameters.total(inner_products(basis, basis))

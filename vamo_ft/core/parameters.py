@@ -8,6 +8,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from vamo_ft.core.protocols import Runtime
+from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.sharding import Part, own_part
+
 __all__ = ["Segment", "TrainableParameters", "all_finite", "frozen_digest"]
 
 _SAMPLED = 256  # values of each frozen tensor that its digest looks at
@@ -28,17 +32,52 @@ class TrainableParameters:
 
     An element's offset is its position in the concatenation of the tensors in that order; it keys the element's random
     bits and is the same whatever the device, precision or sharding.
+
+    Of a module that is shared out over processes (`core.sharding`) each holds some rows of every tensor. `tensors` are
+    these rows, at their place in the vector; `numel` counts the whole.
+
+    Args:
+        runtime: the processes that the module is shared out over; None: it is not.
+
+    Attributes:
+        names: of the tensors.
+        registered: the parameters as the module has them.
+        tensors: what this process holds and trains: the same, or some rows of each.
+        offsets: of the first element of each of them.
+        extents: offsets [start, stop) of each whole tensor.
+        numel: d, the length of the vector.
+        sharded: whether other processes hold other rows.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, runtime: Runtime | None = None) -> None:
         named = sorted((name, p) for name, p in module.named_parameters() if p.requires_grad)
         if not named:
             raise ValueError("the module has no parameter that requires a gradient")
         self.names: tuple[str, ...] = tuple(name for name, _ in named)
-        self.tensors: tuple[nn.Parameter, ...] = tuple(parameter for _, parameter in named)
-        ends = list(accumulate(parameter.numel() for parameter in self.tensors))
-        self.offsets: tuple[int, ...] = (0, *ends[:-1])
+        ends = list(accumulate(parameter.numel() for _, parameter in named))
+        self.extents: tuple[tuple[int, int], ...] = tuple(zip([0, *ends[:-1]], ends, strict=True))
         self.numel: int = ends[-1]
+        self.registered: tuple[nn.Parameter, ...] = tuple(parameter for _, parameter in named)
+        parts = [own_part(parameter) for parameter in self.registered]
+        self.tensors: tuple[nn.Parameter, ...] = tuple(tensor for tensor, _ in parts)
+        self._rows = tuple(rows for _, rows in parts)
+        self.offsets: tuple[int, ...] = tuple(
+            start + (0 if rows is None else rows.start * ((stop - start) // rows.count))
+            for (start, stop), rows in zip(self.extents, self._rows, strict=True)
+        )
+        self.sharded = any(rows is not None for rows in self._rows)
+        self._runtime = LocalRuntime() if runtime is None else runtime
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole."""
+        sizes = (tensor.element_size() for tensor in self.tensors)
+        return sum(size * (stop - start) for size, (start, stop) in zip(sizes, self.extents, strict=True))
+
+    @property
+    def num_held(self) -> int:
+        """Elements that this process holds."""
+        return sum(tensor.numel() for tensor in self.tensors)
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +85,7 @@ class TrainableParameters:
         return self.tensors[0].device
 
     def segments(self, start: int, stop: int) -> Iterator[Segment]:
-        """The stretches of tensors that make up elements [start, stop) of the vector, in order."""
+        """The stretches of tensors that make up elements [start, stop) of the vector, in order, where held."""
         for index, (offset, tensor) in enumerate(zip(self.offsets, self.tensors, strict=True)):
             low, high = max(start, offset), min(stop, offset + tensor.numel())
             if low < high:
@@ -74,6 +113,42 @@ class TrainableParameters:
         """Writes `values` into the parameters, bit for bit."""
         for tensor, value in zip(self.tensors, values, strict=True):
             tensor.copy_(value)
+
+    def total(self, value: Tensor) -> Tensor:
+        """A sum over this process's elements -> that over all of them, to the same bits; collective where sharded."""
+        if self.sharded:
+            value = value.clone()
+            self._runtime.sum_([value])
+        return value
+
+    def agree_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces what processes computed from equal numbers by the main one's bits; collective where sharded."""
+        if self.sharded:
+            self._runtime.from_main_(tensors)
+
+    def all_finite(self) -> bool:
+        """Whether no element is NaN or infinite; waits for the device, and collective where sharded."""
+        return not self._runtime.any(not all_finite(self.tensors)) if self.sharded else all_finite(self.tensors)
+
+    def saved(self, index: int, tensor: Tensor, *, leading: int = 0) -> "Tensor | Part":
+        """A tensor like parameter `index`, after `leading` more dimensions, as it stands in a state tree."""
+        rows = self._rows[index]
+        return tensor if rows is None else Part(tensor, leading, rows.count)
+
+    def own(self, index: int, tensor: Tensor, *, leading: int = 0) -> Tensor:
+        """What this process holds of a tensor from a state tree: the tensor, which may be no more than that already."""
+        rows = self._rows[index]
+        if rows is None or tensor.shape[leading] != rows.count:
+            return tensor
+        return tensor.narrow(leading, rows.start, rows.stop - rows.start)
+
+    def saved_all(self, tensors: Sequence[Tensor]) -> "list[Tensor | Part]":
+        """One tensor like each parameter, as they stand in a state tree."""
+        return [self.saved(index, tensor) for index, tensor in enumerate(tensors)]
+
+    def own_all(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What this process holds of them, on its device."""
+        return tuple(self.own(index, tensor).to(self.device) for index, tensor in enumerate(tensors))
 
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and values; equal exactly when all of them are."""

@@ -17,7 +17,7 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.stack import Owners, layer_stacks, owners_of, replace_forward, restore_forward
 
-__all__ = ["Perturber", "placed_at"]
+__all__ = ["Perturber", "placed_at", "point_rounding"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -36,6 +36,11 @@ def placed_at(parameters: TrainableParameters, values: Sequence[Tensor]) -> Iter
         yield
     finally:
         parameters.assign(saved)
+
+
+def point_rounding(key: HashKey, coefficient: float) -> HashKey:
+    """The stream that rounds the values of the probe point `x + coefficient * z(key)`."""
+    return HashKey(key.seed, Domain.ROUNDING, key.step, 2 * key.probe + (coefficient < 0))
 
 
 class Perturber:
@@ -246,7 +251,7 @@ class _Point:
         self._parameters = parameters
         self._directions = directions
         self._coefficients = torch.full((1,), coefficient, dtype=torch.float64, device=parameters.device)
-        self._rounding = HashKey(key.seed, Domain.ROUNDING, key.step, 2 * key.probe + (coefficient < 0))
+        self._rounding = point_rounding(key, coefficient)
         self._copies, self._layer, self._divisible = copies, layer, divisible
         self._own = {index: parameters.tensors[index].data for index in (*layout.copied, *layout.streamed)}
         self._outside = {index: self._own[index] for index in layout.streamed}

@@ -28,7 +28,10 @@ Item = TypeVar("Item")
 Module = TypeVar("Module", bound=nn.Module)
 
 StateDict = dict[str, Any]
-"""A tree of dicts and lists with string keys whose leaves are tensors, numbers, strings, booleans or None."""
+"""A tree of dicts and lists with string keys whose leaves are tensors, numbers, strings, booleans or None.
+
+A tensor of which every process holds some rows is a `core.sharding.Part` there; it comes back as this process's rows.
+"""
 
 
 class Stateful(Protocol):
@@ -117,6 +120,13 @@ class Runtime(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Back-propagates a scalar."""
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Of tensors that are shared out: the number of the part that this process holds, and how many there are."""
+
+    def place(self, module: nn.Module) -> None:
+        """Brings a module to the device, as a whole or, where processes share it out, its part; collective then."""
+
     def prepared(self, module: Module) -> Module | nn.Module:
         """The module whose passes, within `accumulating`, leave in `.grad` the sum over all processes; collective."""
 
@@ -132,10 +142,18 @@ class Runtime(Protocol):
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
         """The items that fall to this process, in their order."""
 
-    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None]]:
-        """Deals items out, one to each process at a time: those of a round, and which one of them is this process's.
+    def passes(self, items: Sequence[Item]) -> list[tuple[Item, bool]]:
+        """What this process passes over, `mine` and, where processes have to keep in step, some that do not count.
 
-        All processes go through the same rounds; in the last one there may be none for this one.
+        Returns:
+            items, and whether each counts; those that do come first.
+        """
+
+    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None, bool]]:
+        """Deals items out, one to each process at a time: those of a round, which one to take, and whether it counts.
+
+        All processes go through the same rounds. In the last one there may be none left for this process: it takes
+        another one's, where it has to keep in step, or None.
         """
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:

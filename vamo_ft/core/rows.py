@@ -53,6 +53,8 @@ class RowPlan:
         pieces: list[tuple[tuple[int, ...], int, tuple[int, int]]] = []
         stacks: dict[tuple[int, torch.dtype], list[int]] = {}
         for place, tensor in enumerate(tensors):
+            if tensor.numel() == 0:  # other processes hold it
+                continue
             if tensor.numel() < BLOCK:
                 stacks.setdefault((tensor.numel(), tensor.dtype), []).append(place)
             else:

@@ -43,6 +43,15 @@ class LocalRuntime:
         """Back-propagates a scalar."""
         loss.backward()  # type: ignore[no-untyped-call]
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """All of it."""
+        return 0, 1
+
+    def place(self, module: nn.Module) -> None:
+        """Moves the whole."""
+        module.to(self._device)
+
     def prepared(self, module: Module) -> Module:
         """The module itself."""
         return module
@@ -59,10 +68,14 @@ class LocalRuntime:
         """All."""
         return items
 
-    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None]]:
+    def passes(self, items: Sequence[Item]) -> list[tuple[Item, bool]]:
+        """All."""
+        return [(item, True) for item in items]
+
+    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None, bool]]:
         """One item after the other."""
         for item in items:
-            yield (item,), item
+            yield (item,), item, True
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """They are the sums."""

@@ -44,7 +44,7 @@ def owners_of(module: nn.Module, parameters: TrainableParameters) -> tuple[Owner
                 by_module.setdefault(id(parameter), []).append(part)
     return tuple(
         Owners(tuple(by_layer.get(id(tensor), ())), tuple(by_module.get(id(tensor), ())))
-        for tensor in parameters.tensors
+        for tensor in parameters.registered
     )
 
 

@@ -40,20 +40,19 @@ class FirstOrder:
         self._losses.train()
         device = self._runtime.device
         weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
-        own = self._runtime.mine(list(enumerate(micro_batches)))
-        # Whoever has nothing to do takes part in the sum of gradients all the same, with a pass that counts nothing.
-        passes = [(1.0, position, batch) for position, batch in own] or [(0.0, 0, micro_batches[0])]
+        passes = self._runtime.passes(list(enumerate(micro_batches)))
         losses: list[Tensor] = []
-        for number, (share, position, batch) in enumerate(passes, start=1):
+        for number, ((position, batch), counts) in enumerate(passes, start=1):
             with (
                 seeded_generator(HashKey(self._seed, Domain.DROPOUT, step, position), device),
                 self._runtime.accumulating(self._losses, last=number == len(passes)),
             ):
                 with self._runtime.autocast():
                     total: Tensor = self._losses(batch.to(device))
-                self._runtime.backward(share * (total / weight.to(total.dtype)).sum())
-            losses.append(total.detach().double())
-        totals = put_together(self._runtime, micro_batches, losses[: len(own)])
+                self._runtime.backward(float(counts) * (total / weight.to(total.dtype)).sum())
+            if counts:
+                losses.append(total.detach().double())
+        totals = put_together(self._runtime, micro_batches, losses)
         return Estimate(loss=totals.sum() / weight, work=Work.forward(micro_batches) + Work.backward(micro_batches))
 
     def state_dict(self) -> StateDict:

@@ -71,17 +71,20 @@ class Stages:
         """Whether nothing of this stage is left."""
         return self._state.cursor >= (stage + 1) * len(self._groups)
 
-    def batches(self, stage: int) -> Iterator[Batch]:
+    def batches(self, stage: int) -> Iterator[tuple[Batch, bool]]:
         """What is left of the stage and falls to this process; the cursor moves when the next one is asked for.
+
+        Yields:
+            a batch to pass over, and whether what comes of it counts (see `Runtime.rounds`).
 
         Raises:
             StopRequested: between two batches.
         """
-        for groups, own in self._runtime.rounds(self._groups[self._state.cursor - stage * len(self._groups) :]):
+        for groups, own, counts in self._runtime.rounds(self._groups[self._state.cursor - stage * len(self._groups) :]):
             if self._stop_requested():
                 raise StopRequested("between two batches")
             if own is not None:
-                yield self._source.batch(own)
+                yield self._source.batch(own), counts
             self._state.cursor += len(groups)
             self._task.advance(sum(map(len, groups)))
 

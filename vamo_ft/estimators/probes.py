@@ -18,6 +18,7 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import Perturber
 from vamo_ft.core.prefix import PrefixReuse
 from vamo_ft.core.protocols import Directions, Objective, Runtime
+from vamo_ft.core.shard_perturbation import ShardPerturber
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.sharing import put_together
 
@@ -80,8 +81,12 @@ class LossProbe:
         self._parameters = parameters
         self._directions = directions
         self._runtime = runtime
-        self._whole = whole
-        self._perturber = Perturber(objective.module, parameters, directions, whole=whole)
+        self._whole = whole or parameters.sharded  # processes have to keep in step, whatever one finds out
+        self._perturber = (
+            ShardPerturber(parameters, directions)
+            if parameters.sharded
+            else Perturber(objective.module, parameters, directions, whole=whole)
+        )
         self._prefix = PrefixReuse(objective.module, parameters)
 
     def at(self, point: ProbePoint, keys: Sequence[HashKey]) -> AbstractContextManager[None]:
@@ -140,11 +145,11 @@ class LossProbe:
         Returns:
             (n, q) float64 derivatives, and the () float64 mean over the points of the summed loss.
         """
-        own = self._runtime.mine(micro_batches)
-        derivatives, losses = self.own_derivatives(own, points, keys)
-        ends = list(accumulate(len(batch) for batch in own))
+        passes = self._runtime.passes(micro_batches)
+        derivatives, losses = self.own_derivatives([batch for batch, _ in passes], points, keys)
+        ends = list(accumulate(len(batch) for batch, _ in passes))
         rows = torch.cat([derivatives, losses.unsqueeze(1)], 1)
-        parts = [rows[end - len(batch) : end] for end, batch in zip(ends, own, strict=True)]
+        parts = [rows[end - len(batch) : end] for end, (batch, counts) in zip(ends, passes, strict=True) if counts]
         table = put_together(self._runtime, micro_batches, parts, width=(len(keys) + 1,))
         return table[:, :-1], table[:, -1].sum()
 

@@ -109,8 +109,9 @@ class Snapshots:
         self.eps_correlation: float | None = None
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by the main process's; collective."""
-        self._runtime.from_main_(tensors)
+        """Replaces each tensor by the main process's, unless processes hold parts of it; collective."""
+        if not self._parameters.sharded:
+            self._runtime.from_main_(tensors)
 
     def begin(self, source: SampleSource, step: int) -> Snapshot:
         """A snapshot at the present parameters, of which nothing is scored yet."""
@@ -138,9 +139,11 @@ class Snapshots:
                 if stages.is_done(number):
                     continue
                 with self._probe.at(point, keys):
-                    for batch in stages.batches(number):
-                        table.add(batch.indices, point, self._probe.losses(batch), batch.counts)
-                        snapshot.scoring.work += Work.forward([batch])
+                    for batch, counts in stages.batches(number):
+                        losses = self._probe.losses(batch)
+                        if counts:
+                            table.add(batch.indices, point, losses, batch.counts)
+                            snapshot.scoring.work += Work.forward([batch])
         table.close(reference.samples, frequencies=reference.frequencies)
         if samples := table.not_finite():
             raise DivergenceError(
@@ -210,7 +213,7 @@ class Snapshots:
                 "step": snapshot.step,
                 "table": snapshot.table.state_dict(),
                 "scoring": snapshot.scoring.state_dict(),
-                "base": None if snapshot.base is None else list(snapshot.base),
+                "base": None if snapshot.base is None else self._parameters.saved_all(snapshot.base),
             }
         return state
 
@@ -225,7 +228,7 @@ class Snapshots:
             step=saved["step"],
             table=self._empty_table(0),
             scoring=scoring,
-            base=None if base is None else tuple(tensor.to(self._runtime.device) for tensor in base),
+            base=None if base is None else self._parameters.own_all(base),
         )
         snapshot.table.load_state_dict(saved["table"])
         if scoring.complete:

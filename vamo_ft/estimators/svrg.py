@@ -171,7 +171,7 @@ class Svrg:
         with self._passes.over(
             source, reference.samples, stages=1, state=snapshot.scoring, sums=[*snapshot.sums, snapshot.weight]
         ) as stages:
-            for batch in stages.batches(0):
+            for batch, _ in stages.batches(0):
                 self._parameters.clear_gradients()
                 drawn = reference.of(batch.indices)  # (m,)
                 self._add_gradient(batch, drawn=to_device(drawn, device))

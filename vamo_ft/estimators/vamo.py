@@ -143,7 +143,7 @@ class Vamo:
                 gram=snapshot.gram,
                 inverse_gram=snapshot.inverse_gram,
                 alpha=alpha,
-                squared_norm=_squared_norm(gradients),
+                squared_norm=self._parameters.total(_squared_norm(gradients)),
                 age=age,
             )
             metrics["correlation"] = self._adaptive.correlation(age)

@@ -218,7 +218,7 @@ class VamoLiteral:
             state=snapshot.scoring,
             sums=[*snapshot.total, snapshot.weight],
         ) as stages:
-            for sample in stages.batches(0):
+            for sample, _ in stages.batches(0):
                 drawn = source.frequency(sample.indices[0])
                 coefficients = self._coefficients(snapshot, sample)
                 keys = self._keys(snapshot, sample)

@@ -202,7 +202,7 @@ class ZoSvrg:
         with self._passes.over(
             source, reference.samples, stages=1, state=snapshot.scoring, sums=[snapshot.sums, snapshot.weight]
         ) as stages:
-            for batch in stages.batches(0):
+            for batch, _ in stages.batches(0):
                 derivatives, _ = self._probe.own_derivatives([batch], self._points, keys)  # (m, q)
                 drawn = to_device(reference.of(batch.indices), device)  # (m,)
                 snapshot.sums += (drawn.unsqueeze(1) * derivatives).sum(0)

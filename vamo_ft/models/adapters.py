@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from vamo_ft.config.schema import ModelConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models.folder import check_adapter_folder
 

@@ -2,18 +2,20 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from vamo_ft.core.errors import UsageError
+from vamo_ft.core.sharding import whole_tensor
 
-__all__ = ["Dtype", "quietly", "save_model", "saved_bytes", "shard_bytes"]
+__all__ = ["Dtype", "gathered", "quietly", "save_model", "saved_bytes", "shard_bytes"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """Precisions that weights can be written in."""
@@ -27,6 +29,7 @@ def save_model(
     directory: Path,
     *,
     max_shard_size: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes the adapter, or the whole model, and the tokenizer with its chat template; no network, no pickle.
 
@@ -35,6 +38,7 @@ def save_model(
     Args:
         max_shard_size: largest file of a whole model's weights, as `shard_bytes` reads it, unless one tensor is larger;
             None: 5GB.
+        weights: the model's state where processes share it out, see `gathered`; None: its own.
 
     Raises:
         UsageError: the size is none.
@@ -44,28 +48,50 @@ def save_model(
     with quietly():
         if isinstance(model, PeftModel):
             # Embeddings keep their size, so peft need not look the base model up to decide whether to save them.
-            model.save_pretrained(directory, save_embedding_layers=False)
+            model.save_pretrained(directory, save_embedding_layers=False, state_dict=weights)
             (directory / "README.md").unlink(missing_ok=True)  # peft's empty template
         else:
             config = model.config.get_text_config()
             config.use_cache = True  # off in training only
             try:
-                model.save_pretrained(directory, max_shard_size=size)
+                model.save_pretrained(directory, max_shard_size=size, state_dict=weights)
             finally:
                 config.use_cache = False
         tokenizer.save_pretrained(directory)
-    for weights in directory.glob("*.safetensors"):  # these are made readable by the owner alone
-        weights.chmod((directory / "tokenizer_config.json").stat().st_mode)
+    for file in directory.glob("*.safetensors"):  # these are made readable by the owner alone
+        file.chmod((directory / "tokenizer_config.json").stat().st_mode)
 
 
 def saved_bytes(model: PreTrainedModel | PeftModel) -> int:
     """Bytes of the tensors that `save_model` writes; tied ones count once."""
+    return sum({id(each): each.nbytes for each in _saved(model).values()}.values())
+
+
+def gathered(model: PreTrainedModel | PeftModel, *, keep: bool) -> dict[str, Tensor] | None:
+    """The state that `save_model` writes of a model that processes share out, on the host; collective.
+
+    Tensors are put together one after the other, so that the device holds one of them at a time.
+
+    Args:
+        keep: whether this process takes it; the others only give their parts, and get None.
+    """
+    state, whole = {}, dict[int, Tensor]()
+    saved = {id(tensor) for tensor in _saved(model).values()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in saved and id(tensor) not in whole:
+            put_together = whole_tensor(tensor.detach())
+            whole[id(tensor)] = put_together.cpu() if keep else tensor
+        if id(tensor) in saved:
+            state[name] = whole[id(tensor)]
+    return state if keep else None
+
+
+def _saved(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+    """The model's own tensors that are written, by name; tied ones are one object."""
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     if isinstance(model, PeftModel):
-        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    else:
-        tensors = model.state_dict()
-    places = {(each.untyped_storage()._cdata, each.storage_offset()): each.nbytes for each in tensors.values()}
-    return sum(places.values())
+        state = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    return state
 
 
 def shard_bytes(size: str) -> int:

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from vamo_ft.config.schema import ModelConfig, QuantizationConfig
+from vamo_ft.config.model import ModelConfig, QuantizationConfig
 from vamo_ft.core.allocations import outlines
 from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
@@ -53,6 +53,12 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     accepts_position_ids: bool
     accepts_logits_to_keep: bool
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that every use of the model calls: with an adapter, the base model that it was added to."""
+        root: nn.Module = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return root
 
     @property
     def max_positions(self) -> int | None:

@@ -83,7 +83,7 @@ class DenseRule:
         """
         if (projected := estimate.projected) is not None:
             self._materialise(projected)
-        norm = _norm([tensor.grad for tensor in self._parameters.tensors if tensor.grad is not None])
+        norm = self._norm([tensor.grad for tensor in self._parameters.tensors if tensor.grad is not None])
         if not torch.isfinite(norm):
             raise DivergenceError(f"step {step + 1}: the gradient's norm is {norm:g}; the update was not made")
         if self._max_grad_norm is not None:
@@ -93,6 +93,14 @@ class DenseRule:
         self._carriers.step(self._optimizer, step=step)
         self._parameters.clear_gradients()
         return {"grad_norm": norm}
+
+    def _norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Euclidean norm over all gradients, summed in float32 or wider."""
+        norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return (
+            self._parameters.total(norm.double().square()).sqrt().to(norm.dtype) if self._parameters.sharded else norm
+        )
 
     def _materialise(self, projected: ProjectedGradient) -> None:
         """`.grad <- sum_j c_j z_j`, where the directions reach."""
@@ -104,8 +112,14 @@ class DenseRule:
 
     def state_dict(self) -> StateDict:
         """The rule's tensors by parameter name."""
-        named = zip(self._parameters.names, self._carriers.tensors, strict=True)
-        return {name: dict(self._optimizer.state[tensor]) for name, tensor in named if tensor in self._optimizer.state}
+        saved: StateDict = {}
+        for index, (name, tensor) in enumerate(zip(self._parameters.names, self._carriers.tensors, strict=True)):
+            if (moments := self._optimizer.state.get(tensor)) is not None:
+                saved[name] = {
+                    key: self._parameters.saved(index, value) if value.shape == tensor.shape else value
+                    for key, value in moments.items()
+                }
+        return saved
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`; each tensor goes where torch keeps it.
@@ -115,21 +129,17 @@ class DenseRule:
         """
         if unknown := sorted(state.keys() - set(self._parameters.names)):
             raise ValueError(f"{unknown[0]} is no trained parameter")
-        for name, tensor in zip(self._parameters.names, self._carriers.tensors, strict=True):
+        for index, (name, tensor) in enumerate(zip(self._parameters.names, self._carriers.tensors, strict=True)):
             if name in state:
                 fused = self._optimizer.defaults.get("fused")  # else torch counts the steps on the host
                 self._optimizer.state[tensor] = {
-                    key: value.to("cpu" if key == "step" and not fused else tensor.device)
+                    key: value.to("cpu") if key == "step" and not fused else self._own(index, value).to(tensor.device)
                     for key, value in state[name].items()
                 }
+
+    def _own(self, index: int, value: Tensor) -> Tensor:
+        return self._parameters.own(index, value) if value.ndim else value
 
 
 def _on_cuda(carriers: Carriers) -> bool:
     return carriers.parameters.device.type == "cuda"
-
-
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm over all gradients, summed in float32 or wider."""
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total

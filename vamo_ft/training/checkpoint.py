@@ -2,8 +2,7 @@
 
     step-00000200/
       model/                     what the model saver wrote; safetensors
-      state/<owner>.json         the owner's state tree, with a placeholder for each tensor
-      state/<owner>.safetensors  those tensors, named by their path in the tree
+      state/                     the owners' state trees, see `training.state_files`
       MANIFEST.json              step, facts, and size and SHA-256 of every other file
 
 A checkpoint is written under a hidden name beside its place, synced file by file, and renamed. One of the same step
@@ -13,7 +12,6 @@ that stands there already is first renamed to `.replaced-step-00000200`, which c
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -22,13 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.training.disk import disk_error, folder_bytes, free_bytes, gigabytes, is_full
 from vamo_ft.training.rundir import sync_directory, write_json
+from vamo_ft.training.state_files import as_json, from_json, read_state, split_state, write_state
 
 __all__ = [
     "Checkpoint",
@@ -53,11 +49,13 @@ class Checkpoint:
     Attributes:
         step: steps done.
         facts: the JSON values it was saved with.
+        share: what `load` takes of tensors that processes share out: (number of the part, of how many).
     """
 
     path: Path
     step: int
     facts: Mapping[str, Any]
+    share: tuple[int, int] = (0, 1)
 
     @property
     def model_dir(self) -> Path:
@@ -74,12 +72,9 @@ class Checkpoint:
         Raises:
             DataError: the checkpoint has no such owner.
         """
-        place = self.path / "state" / owner
         if not self.holds(owner):
             raise DataError(f"{self.path}: has no state of {owner}; it belongs to a run with another configuration")
-        tree = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
-        state: StateDict = _joined(tree, load_file(place.with_suffix(".safetensors")))
-        return state
+        return read_state(self.path / "state", owner, share=self.share)
 
 
 def save_checkpoint(
@@ -93,6 +88,8 @@ def save_checkpoint(
     model_bytes: int = 0,
     check_held: Callable[[], None] = lambda: None,
     best_step: int | None = None,
+    write_others: Callable[[Path], None] = lambda folder: None,
+    processes: int = 1,
 ) -> Path:
     """Writes `root/step-<step>`, then removes what it makes obsolete.
 
@@ -108,6 +105,8 @@ def save_checkpoint(
         check_held: asked before anything of `root` is changed, at first and when all is written; raises where it is
             another process's by now.
         best_step: of the checkpoint that stays however old it is; None: there is none.
+        write_others: has other processes write their parts of the state into the folder that it is given.
+        processes: that hold parts, this one included.
 
     Returns:
         The checkpoint's folder.
@@ -120,8 +119,9 @@ def save_checkpoint(
     check_held()
     root.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(root)
-    split = {owner: _split_state(owner, state) for owner, state in owners.items()}
-    needed = sum(tensor.nbytes for _, tensors in split.values() for tensor in tensors.values())
+    split = {owner: split_state(owner, state) for owner, state in owners.items()}
+    needed = sum(tensor.nbytes for each in split.values() for tensor in each.tensors.values())
+    needed += processes * sum(tensor.nbytes for each in split.values() for tensor in each.parts.values())
     needed += max(model_bytes, _newest_bytes(root, "model"))
     if (missing := needed - free_bytes(root)) > 0:
         raise SaveError(
@@ -134,9 +134,9 @@ def save_checkpoint(
         (temporary / "state").mkdir(parents=True)
         (temporary / "model").mkdir()
         save_model(temporary / "model")
-        for owner, (tree, tensors) in split.items():
-            save_file(tensors, temporary / "state" / f"{owner}.safetensors")
-            write_json(temporary / "state" / f"{owner}.json", tree)
+        for owner, each in split.items():
+            write_state(temporary / "state", owner, each)
+        write_others(temporary / "state")
         _write_manifest(temporary, step=step, facts=facts)
         check_held()
         _put_in_place(temporary, final)
@@ -162,7 +162,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = _read_manifest(path)
     for name, entry in manifest["files"].items():
         _verify_file(path, name, size=entry["size"], sha256=entry["sha256"])
-    return Checkpoint(path=path, step=manifest["step"], facts=_joined(manifest["facts"], {}))
+    return Checkpoint(path=path, step=manifest["step"], facts=from_json(manifest["facts"]))
 
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
@@ -190,49 +190,6 @@ def checkpoint_folders(root: Path) -> list[Path]:
     return [path for match, path in sorted(found, key=lambda pair: (-int(pair[0][2]), pair[0][1] is not None))]
 
 
-def _split_state(owner: str, state: StateDict) -> tuple[Any, dict[str, Tensor]]:
-    assert re.fullmatch(r"\w+", owner), owner
-    tensors: dict[str, Tensor] = {}
-    tree = _split(state, path="", tensors=tensors)
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
-        storages.add(storage)
-    return tree, tensors
-
-
-def _split(value: Any, *, path: str, tensors: dict[str, Tensor] | None) -> Any:
-    """`value` as standard JSON, its tensors put into `tensors`; a dict with a key `$...` stands for another value."""
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if type(value) is float:
-        return value if math.isfinite(value) else {"$float": str(value)}
-    if isinstance(value, Tensor) and tensors is not None:
-        tensors[path] = value.detach().cpu().contiguous()
-        return {"$tensor": path}
-    if type(value) is list:
-        return [_split(item, path=f"{path}/{index}", tensors=tensors) for index, item in enumerate(value)]
-    if type(value) is dict and all(isinstance(key, str) and not key.startswith("$") for key in value):
-        return {
-            key: _split(item, path=f"{path}/{key.replace('~', '~0').replace('/', '~1')}", tensors=tensors)
-            for key, item in value.items()
-        }
-    raise TypeError(f"state{path}: {type(value).__name__} cannot be saved")
-
-
-def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_joined(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "$tensor" in value:
-        return tensors[value["$tensor"]]
-    if "$float" in value:
-        return float(value["$float"])
-    return {key: _joined(item, tensors) for key, item in value.items()}
-
-
 def _write_manifest(directory: Path, *, step: int, facts: Mapping[str, Any]) -> None:
     """Syncs every file, then writes the manifest, which carries a hash of itself."""
     files = {}
@@ -243,8 +200,7 @@ def _write_manifest(directory: Path, *, step: int, facts: Mapping[str, Any]) -> 
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
         sync_directory(Path(folder))
-    tree = _split(dict(facts), path="/facts", tensors=None)
-    content = {"format": _FORMAT, "step": step, "facts": tree, "files": files}
+    content = {"format": _FORMAT, "step": step, "facts": as_json(dict(facts)), "files": files}
     write_json(directory / _MANIFEST, {**content, "sha256": _digest(content)})
 
 

@@ -78,7 +78,7 @@ def evaluate(
     loss, weight = torch.zeros(2, dtype=torch.float64, device=runtime.device).unbind()
     scores: dict[str, Tensor] = {}
     with progress.task("evaluation", source.num_samples) as task:
-        for dealt, batch in runtime.rounds(source.batches(token_budget=token_budget)):
+        for dealt, batch, counts in runtime.rounds(source.batches(token_budget=token_budget)):
             if stop_requested():
                 raise StopRequested("stopped in an evaluation")
             task.advance(sum(map(len, dealt)))
@@ -86,6 +86,8 @@ def evaluate(
                 continue
             with _memory_of(batch), runtime.autocast():
                 terms = objective.evaluate(batch.to(runtime.device))
+            if not counts:
+                continue
             loss += terms.loss.total.double().sum()
             weight += terms.loss.count.double().sum()
             for name, score in terms.scores.items():

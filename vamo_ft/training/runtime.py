@@ -1,5 +1,6 @@
 """The device and the processes of a run, as accelerate sees them."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,17 +14,29 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.sharding import shard
+from vamo_ft.core.stack import layer_stacks
 from vamo_ft.training.processes import Processes, lost_processes_explained, world_size
 
-__all__ = ["AcceleratedRuntime", "build_runtime", "connected", "memory_errors_explained", "refuse_launchers"]
+__all__ = [
+    "AcceleratedRuntime",
+    "ShardedRuntime",
+    "build_runtime",
+    "connected",
+    "memory_errors_explained",
+    "refuse_launchers",
+]
 
 Item = TypeVar("Item")
+
+_log = logging.getLogger("vamo_ft")
 
 _OF_A_LAUNCHER = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -70,8 +83,11 @@ def connected() -> Iterator[Processes | None]:
         yield processes
 
 
-def build_runtime(*, autocast: torch.dtype | None) -> Runtime:
+def build_runtime(*, autocast: torch.dtype | None, fsdp: bool = False) -> Runtime:
     """The runtime of this process: on CUDA where it is there, else on the CPU (MPS lacks the float64 of the sums).
+
+    Args:
+        fsdp: several processes share the model out.
 
     Raises:
         UsageError: a launcher started this process among several, outside of `connected`.
@@ -79,8 +95,12 @@ def build_runtime(*, autocast: torch.dtype | None) -> Runtime:
     if not dist.is_initialized():
         refuse_launchers()
     state = PartialState()
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not fsdp and state.is_main_process:
+        _log.warning("what accelerate is told of FSDP is not read; training.fsdp: true shares the model out")
     local = LocalRuntime(state.device if state.device.type == "cuda" else "cpu", autocast=autocast)
-    return local if state.num_processes == 1 else AcceleratedRuntime(Processes(), local)
+    if state.num_processes == 1:
+        return local
+    return ShardedRuntime(Processes(), local) if fsdp else AcceleratedRuntime(Processes(), local)
 
 
 class AcceleratedRuntime:
@@ -115,6 +135,15 @@ class AcceleratedRuntime:
         with lost_processes_explained():
             self._local.backward(loss)
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """All of it."""
+        return self._local.share
+
+    def place(self, module: nn.Module) -> None:
+        """Moves the whole."""
+        self._local.place(module)
+
     def prepared(self, module: nn.Module) -> nn.Module:
         """The module in a `DistributedDataParallel` that sums where others average; parameters become the main one's.
 
@@ -140,11 +169,20 @@ class AcceleratedRuntime:
         """Every so many-th."""
         return items[self._processes.rank :: self._processes.count]
 
-    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None]]:
+    def passes(self, items: Sequence[Item]) -> list[tuple[Item, bool]]:
+        """`mine`; who has none takes part in the sum of gradients with a pass over the first, which does not count."""
+        return [(item, True) for item in self.mine(items)] or [(items[0], False)]
+
+    def rounds(self, items: Iterable[Item]) -> Iterator[tuple[Sequence[Item], Item | None, bool]]:
         """As many items at a time as there are processes."""
         rest = iter(items)
         while dealt := tuple(islice(rest, self._processes.count)):
-            yield dealt, dealt[self._processes.rank] if self._processes.rank < len(dealt) else None
+            counts = self._processes.rank < len(dealt)
+            yield dealt, dealt[self._processes.rank] if counts else self._spare(dealt), counts
+
+    def _spare(self, dealt: Sequence[Item]) -> Item | None:
+        """What to take in a round in which there is nothing for this process."""
+        return None
 
     def differing(self, values: Callable[[], Tensor]) -> list[int]:
         """The places at which int64 values are not the same in all processes."""
@@ -157,6 +195,51 @@ class AcceleratedRuntime:
     def within_step(self, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
         """Nothing: processes have different numbers of passes, and stop together at the end of the step."""
         return lambda: False
+
+
+class ShardedRuntime(AcceleratedRuntime):
+    """Several processes, each of which holds some rows of every tensor of the model (FSDP2, see `core.sharding`).
+
+    Every forward and backward pass puts layers together from all processes, so that all make the same number of passes,
+    and a process without work of its own repeats another's.
+    """
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """One part for each process."""
+        return self._processes.rank, self._processes.count
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision of forward passes, in each of which processes wait for each other."""
+        with lost_processes_explained(), self._local.autocast():
+            yield
+
+    def place(self, module: nn.Module) -> None:
+        """Shares the module out."""
+        layers = [layer for stack in layer_stacks(module) for layer in stack]
+        with lost_processes_explained():
+            shard(module, layers, init_device_mesh(self.device.type, (self._processes.count,)))
+
+    def prepared(self, module: nn.Module) -> nn.Module:
+        """The module: its backward passes sum gradients as they are."""
+        return module
+
+    def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Nothing: to sum gradients once a step, each process would have to hold all of them."""
+        return nullcontext()
+
+    def passes(self, items: Sequence[Item]) -> list[tuple[Item, bool]]:
+        """`mine`, and the first item as often as it takes to keep in step."""
+        own = [(item, True) for item in self.mine(items)]
+        return own + [(items[0], False)] * (-(-len(items) // self._processes.count) - len(own))
+
+    def differing(self, values: Callable[[], Tensor]) -> list[int]:
+        """None: no two processes hold the same."""
+        return []
+
+    def _spare(self, dealt: Sequence[Item]) -> Item | None:
+        return dealt[0]
 
 
 def _summed(state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vamo_ft.core.errors import SaveError
+from vamo_ft.core.sharding import Part
 from vamo_ft.training.checkpoint import checkpoint_folders
 from vamo_ft.training.disk import folder_bytes, free_bytes, gigabytes
 
@@ -47,5 +48,7 @@ def tensor_bytes(tree: Any) -> int:
     """Bytes of all tensors in a state tree."""
     if isinstance(tree, Tensor):
         return tree.nbytes
+    if isinstance(tree, Part):
+        return tree.whole_bytes
     values = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
     return sum(tensor_bytes(value) for value in values)

@@ -1,0 +1,150 @@
+"""Runs in which processes share the model out: what one process computes, and checkpoints for any number of them."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_processes import finish, free_port, start, started_run, status
+from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, equal_weights, merged, weights_in
+from vamo_ft.training.checkpoint import open_checkpoint
+
+INFORMED = {
+    "method": {
+        "name": "vamo",
+        "probes": 2,
+        "directions": {"structure": "gradient_subspace", "warmup_steps": 3},
+        "snapshot": {"every": "4 steps"},
+    }
+}
+
+PROBED: dict[str, dict[str, Any]] = {
+    "mezo": MEZO,
+    "mezo_lora": {**MEZO, "model": {"adapter": LORA}},
+    "mezo_bcd": {**MEZO, "method": {"name": "mezo_bcd"}, "model": {"dtype": "bfloat16"}},
+    "sphere": {**MEZO, "method": {"name": "mezo", "probes": 2, "directions": {"distribution": "sphere"}}},
+}
+"""Every process computes the losses of whole batches of the step: to the bit what one process computes."""
+
+DIFFERENTIATED: dict[str, dict[str, Any]] = {
+    "adamw": ADAMW,
+    "adamw_lora": {**ADAMW, "model": {"adapter": LORA}, "training": {"activation_checkpointing": True}},
+    "adagrad_bfloat16": {
+        "method": {"name": "adagrad"},
+        "model": {"dtype": "bfloat16"},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"steps": 2},
+    },
+    "sgd": {"method": {"name": "sgd"}, "optimizer": {"learning_rate": 0.05}, "training": {"max_grad_norm": None}},
+    "sgd_clipped": {"method": {"name": "sgd"}, "optimizer": {"learning_rate": 1.0}, "training": {"max_grad_norm": 0.1}},
+    "vamo": merged(VAMO, {"method": {"alpha": 1.0}, "optimizer": {"name": "sgd", "learning_rate": 0.05}}),
+    "vamo_recompute": {"method": {**VAMO["method"], "source": "recompute", "alpha": 0.5}},
+    "vamo_lora": {**INFORMED, "model": {"adapter": LORA}},
+}
+"""Gradients are summed in another order."""
+
+
+def configured(workspace: Workspace, name: str, changes: dict[str, Any], *, fsdp: bool) -> str:
+    run = {"run": {"name": f"{name}-{'shared' if fsdp else 'alone'}"}}
+    training = {"training": {"fsdp": fsdp, "micro_batch_size": 3}}
+    return workspace.configure(merged(merged(changes, training), run), file=f"{run['run']['name']}.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The workspace in which two processes have trained every case."""
+    workspace = Workspace(tmp_path_factory.mktemp("shared"))
+    files = [configured(workspace, name, case, fsdp=True) for name, case in {**PROBED, **DIFFERENTIATED}.items()]
+    arguments = [word for file in files for word in (file, str(free_port()))]
+    codes, errors = finish(start("tests.shards", *arguments, cwd=workspace.root))
+    assert codes == [0, 0], errors
+    return workspace
+
+
+def trained_alone(workspace: Workspace, name: str, changes: dict[str, Any]) -> Path:
+    config = configured(workspace, name, changes, fsdp=False)
+    before = Path.cwd()
+    os.chdir(workspace.root)
+    try:
+        assert workspace.train(config=config) == 0
+    finally:
+        os.chdir(before)
+    return workspace.directory(f"{name}-alone") / "model"
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_probes_give_the_bits_of_one_process(name: str, trained: Workspace) -> None:
+    alone = trained_alone(trained, name, PROBED[name])
+    assert equal_weights(trained.directory(f"{name}-shared") / "model", alone)
+    assert losses(trained, f"{name}-shared") == losses(trained, f"{name}-alone")
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_gradients_are_those_of_one_process(name: str, trained: Workspace) -> None:
+    alone = weights_in(trained_alone(trained, name, DIFFERENTIATED[name]))
+    shared = weights_in(trained.directory(f"{name}-shared") / "model")
+    assert shared.keys() == alone.keys() != set()
+    bits = torch.finfo(next(iter(alone.values())).dtype).eps
+    for key, tensor in alone.items():
+        torch.testing.assert_close(shared[key], tensor, rtol=bits, atol=max(2e-6, bits / 8))
+
+
+def test_each_process_saves_its_part(trained: Workspace) -> None:
+    """The moments of the two files are, row by row, those that a checkpoint of one process holds as a whole."""
+    trained_alone(trained, "adamw", ADAMW)
+    shared, alone = (
+        open_checkpoint(trained.directory(f"adamw-{which}") / "checkpoints" / "step-00000008")
+        for which in ("shared", "alone")
+    )
+    names = sorted(path.name for path in (shared.path / "state").iterdir())
+    assert [name for name in names if "part" in name] == [f"update_rule.part-{n}.safetensors" for n in (0, 1)]
+    whole, reference = shared.load("update_rule"), alone.load("update_rule")
+    assert whole.keys() == reference.keys()
+    for name, moments in reference.items():
+        torch.testing.assert_close(whole[name], moments, rtol=1e-3, atol=1e-6)
+
+
+ENDLESS = {
+    **ADAMW,
+    "training": {"steps": 100000, "batch_size": 6, "micro_batch_size": 3, "fsdp": True},
+    "evaluation": {"every": "100000 steps"},
+    "checkpoint": {"every": "2 steps"},
+    "logging": {"every": "1 steps", "report": False},
+}
+
+
+def test_a_stopped_run_goes_on_in_four_processes_and_in_one(workspace: Workspace) -> None:
+    processes = started_run(workspace, ENDLESS)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, errors = finish(processes)
+    assert codes == [75, 75], errors
+    assert "by a signal to another process; to go on, train tiny again" in errors[0]
+    done = workspace.metrics()[-1]["step"]
+    config = merged(ENDLESS, {"training": {"steps": done + 2}})
+    file = workspace.configure(config)
+    codes, errors = finish(start("vamo_ft", "train", file, cwd=workspace.root, count=4))
+    assert codes == [0, 0, 0, 0], errors
+    assert workspace.train("--set", f"training.steps={done + 4}") == 0
+    whole = merged(config, {"run": {"name": "whole"}, "training": {"steps": done + 4, "fsdp": False}})
+    assert workspace.train(config=workspace.configure(whole)) == 0
+    # A rounding of the first steps is followed by AdamW, which divides it by the gradient's own size.
+    for (step, loss), (same, reference) in zip(losses(workspace, "tiny"), losses(workspace, "whole"), strict=True):
+        assert step == same
+        assert loss == pytest.approx(reference, rel=1e-3)
+
+
+def losses(workspace: Workspace, name: str) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in workspace.metrics(name) if "loss" in line]
+
+
+def test_a_process_that_is_killed_ends_the_others(workspace: Workspace) -> None:
+    processes = started_run(workspace, ENDLESS)
+    processes[1].kill()
+    codes, errors = finish(processes)
+    assert codes == [1, -9], errors
+    assert "error: another process of the run was lost" in errors[0]
+    assert "Traceback" not in errors[0]
+    assert status(workspace)["state"] == "failed"

@@ -1,0 +1,100 @@
+"""Modules whose tensors are shared out over processes (FSDP2): each process holds some rows of every one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+__all__ = ["Part", "Rows", "own_part", "rows_of", "shard", "whole_tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows [start, stop) of `count`, in the first dimension of a tensor, that one process holds."""
+
+    start: int
+    stop: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """This process's rows of a tensor, in a state that all processes save together.
+
+    Attributes:
+        tensor: the rows alone.
+        dim: the dimension in which the whole tensor is cut.
+        size: its length there.
+    """
+
+    tensor: Tensor
+    dim: int
+    size: int
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of the whole tensor, in a process that holds rows of it."""
+        return self.tensor.nbytes // max(1, self.tensor.shape[self.dim]) * self.size
+
+
+def rows_of(count: int, *, rank: int, processes: int) -> Rows:
+    """The rows that fall to a process, as FSDP2 deals them out: equally many to each, fewer or none to the last."""
+    share = -(-count // processes)
+    return Rows(min(rank * share, count), min((rank + 1) * share, count), count)
+
+
+def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Shares out the parameters of a module in place, each of its layers as a unit and the rest as another.
+
+    A unit is put together from all processes before it runs, forward and backward, and given up afterwards, the root's
+    too. So the rows that a process holds are all there is between passes, and what is written to them is what the next
+    pass computes with. Gradients are summed over the processes, where others average. Every pass is collective.
+
+    Args:
+        root: the module that is called; on the host or the mesh's device, to which its rows go, layer by layer.
+        layers: modules within it.
+        mesh: the processes, in one dimension.
+    """
+    for unit in (*layers, root):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    for unit in root.modules():
+        if isinstance(unit, FSDPModule):
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)  # else a product with 1, which gloo cannot form
+
+
+def own_part(parameter: nn.Parameter) -> tuple[nn.Parameter, Rows | None]:
+    """What a process trains of a parameter.
+
+    Returns:
+        the parameter, or its rows here, which share memory with it and get its gradient; and which rows these are, or
+        None where the parameter is not shared out.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter, None
+    mesh = parameter.device_mesh
+    rows = rows_of(parameter.shape[0], rank=mesh.get_local_rank(), processes=mesh.size())
+    own = nn.Parameter(_local(parameter.detach()))
+    assert len(own) == rows.stop - rows.start
+
+    def hand_over(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = _local(parameter.grad)
+        own.grad = gradient if own.grad is None else own.grad + gradient
+        parameter.grad = None
+
+    parameter.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
+    return own, rows
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The tensor, put together from all processes where it is shared out; collective then."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _local(tensor: Tensor) -> Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()

@@ -1,0 +1,71 @@
+"""Checkpoints of runs in which every process holds a part of the state."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vamo_ft.core.errors import SaveError
+from vamo_ft.core.protocols import Runtime, StateDict
+from vamo_ft.training.disk import disk_error
+from vamo_ft.training.state_files import split_state, write_parts
+
+__all__ = ["save_together"]
+
+WriteOthers = Callable[[Path], None]
+"""Has the other processes write their parts into a folder, and returns when they have."""
+
+
+def save_together(runtime: Runtime, owners: Mapping[str, StateDict], save: Callable[[WriteOthers], object]) -> None:
+    """One checkpoint of all processes: the main one saves, and at its call the others add their parts.
+
+    Collective where they hold parts; else the others have nothing to do.
+
+    Args:
+        owners: name -> state tree.
+        save: is called in the main process.
+
+    Raises:
+        SaveError: the same in all processes.
+    """
+    if runtime.share[1] == 1:
+        if runtime.is_main:
+            save(lambda folder: None)
+    elif runtime.is_main:
+        _lead(runtime, save)
+    else:
+        _follow(runtime, owners)
+
+
+def _lead(runtime: Runtime, save: Callable[[WriteOthers], object]) -> None:
+    called, failure = False, None
+
+    def write_others(folder: Path) -> None:
+        nonlocal called
+        called = True
+        runtime.agreed(str(folder.absolute()))
+        if runtime.any(False):
+            raise SaveError(f"{folder}: another process could not write its part of the checkpoint")
+
+    try:
+        save(write_others)
+    except SaveError as error:
+        failure = error
+    if not called:
+        runtime.agreed(None)
+    runtime.agreed(None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+
+
+def _follow(runtime: Runtime, owners: Mapping[str, StateDict]) -> None:
+    if (folder := runtime.agreed(None)) is not None:
+        failed = False
+        try:
+            for owner, state in owners.items():
+                write_parts(Path(folder), owner, split_state(owner, state), rank=runtime.share[0])
+        except Exception as error:
+            if disk_error(error) is None:
+                raise
+            failed = True
+        runtime.any(failed)
+    if (message := runtime.agreed(None)) is not None:
+        raise SaveError(message)
