@@ -12,10 +12,13 @@ import torch
 from accelerate.state import AcceleratorState
 
 from vamo_ft.cli import run
+from vamo_ft.models import loading
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    if os.environ["RANK"] != "0":
+        loading._load = None  # reads weights, which is the main process's part  # type: ignore[assignment]
     files, ports = sys.argv[1::2], sys.argv[2::2]
     for file, port in zip(files, ports, strict=True):
         os.environ["MASTER_PORT"] = port

@@ -1,6 +1,6 @@
 """Modules whose tensors are shared out over processes (FSDP2): each process holds some rows of every one."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Part", "Rows", "own_part", "rows_of", "shard", "whole_tensor"]
+__all__ = ["Part", "Rows", "distribute", "own_part", "rows_of", "shard", "whole_tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,23 @@ def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> Non
             unit.set_force_sum_reduction_for_comms(True)  # else a product with 1, which gloo cannot form
 
 
+def distribute(module: nn.Module, whole: Mapping[str, Tensor], send: Callable[[Sequence[Tensor]], None]) -> None:
+    """Gives every process its rows of the main one's parameters, and the buffers, one tensor at a time; collective.
+
+    Args:
+        module: shared out by `shard`; in processes that had no values to begin with these are undefined.
+        whole: in the main process the values by name, wherever they are; elsewhere empty.
+        send: replaces tensors by the main process's.
+    """
+    for name, parameter in module.named_parameters():
+        local, rows = _local(parameter.detach()), _rows(parameter)
+        values = whole[name].to(local.device) if whole else local.new_empty(parameter.shape)
+        send([values])
+        local.copy_(values[rows.start : rows.stop])
+    for buffer in module.buffers():
+        send([buffer])
+
+
 def own_part(parameter: nn.Parameter) -> tuple[nn.Parameter, Rows | None]:
     """What a process trains of a parameter.
 
@@ -75,8 +92,7 @@ def own_part(parameter: nn.Parameter) -> tuple[nn.Parameter, Rows | None]:
     """
     if not isinstance(parameter, DTensor):
         return parameter, None
-    mesh = parameter.device_mesh
-    rows = rows_of(parameter.shape[0], rank=mesh.get_local_rank(), processes=mesh.size())
+    rows = _rows(parameter)
     own = nn.Parameter(_local(parameter.detach()))
     assert len(own) == rows.stop - rows.start
 
@@ -93,6 +109,11 @@ def own_part(parameter: nn.Parameter) -> tuple[nn.Parameter, Rows | None]:
 def whole_tensor(tensor: Tensor) -> Tensor:
     """The tensor, put together from all processes where it is shared out; collective then."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _rows(tensor: Tensor) -> Rows:
+    assert isinstance(tensor, DTensor)
+    return rows_of(len(tensor), rank=tensor.device_mesh.get_local_rank(), processes=tensor.device_mesh.size())
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from vamo_ft.core.errors import UsageError
 from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
-from vamo_ft.core.sharding import shard
+from vamo_ft.core.sharding import distribute, shard
 from vamo_ft.core.stack import layer_stacks
 from vamo_ft.training.processes import Processes, lost_processes_explained, world_size
 
@@ -216,10 +216,17 @@ class ShardedRuntime(AcceleratedRuntime):
             yield
 
     def place(self, module: nn.Module) -> None:
-        """Shares the module out."""
+        """Shares the module out; who has it without values, on the meta device, gets the main process's."""
+        hollow = any(parameter.is_meta for parameter in module.parameters())
+        sent = self.any(hollow)
+        whole = {name: each.data for name, each in module.named_parameters()} if sent and self.is_main else {}
         layers = [layer for stack in layer_stacks(module) for layer in stack]
         with lost_processes_explained():
             shard(module, layers, init_device_mesh(self.device.type, (self._processes.count,)))
+        if hollow:
+            module.to_empty(device=self.device)
+        if sent:
+            distribute(module, whole, self.from_main_)
 
     def prepared(self, module: nn.Module) -> nn.Module:
         """The module: its backward passes sum gradients as they are."""
