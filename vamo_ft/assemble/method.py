@@ -94,6 +94,7 @@ def build_estimator(
                     full_step_scale=method.full_step_scale,
                     seed=seed,
                     piecewise_constant=config.objective.type == "metric",
+                    offload=method.snapshot.offload,
                 ),
                 passes=passes,
             )
@@ -112,6 +113,7 @@ def build_estimator(
                     alpha=None if method.alpha == "theory" else method.alpha,
                     snapshot_due=due(method.snapshot.every, source),
                     seed=seed,
+                    offload=method.snapshot.offload,
                 ),
                 passes=SnapshotPasses(1, progress, stop_requested, runtime),
             )
@@ -164,6 +166,7 @@ def _svrg(
             subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
             normaliser=method.normaliser,
             seed=config.run.seed,
+            offload=method.snapshot.offload,
         ),
         passes=passes,
     )
@@ -198,6 +201,7 @@ def _vamo(
             orthogonalise=method.orthogonalise,
             normaliser=method.normaliser,
             seed=seed,
+            offload=snapshot.offload,
         ),
         passes=passes,
     )

@@ -199,9 +199,7 @@ class Svrg:
         snapshot.base = shelved(self._parameters, offload=self._settings.offload)
         snapshot.scoring.complete = True
 
-    def _correct(
-        self, snapshot: _Snapshot, base: Shelf, micro_batches: Sequence[Batch], *, alpha: float
-    ) -> None:
+    def _correct(self, snapshot: _Snapshot, base: Shelf, micro_batches: Sequence[Batch], *, alpha: float) -> None:
         """`.grad -= alpha / D * sum_{i in I} (grad L_i(xs) - t_i grad f(xs))`, with no second gradient buffer."""
         device = self._runtime.device
         weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
