@@ -1,21 +1,31 @@
 """Runs with master weights, and with snapshots in host memory, from the file to the model."""
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.test_plan import configured, planned, real
+from tests.eight_bits import stand_in
+from tests.test_documents import README
+from tests.test_plan import configured, planned
 from tests.workspace import ADAMW, MEZO, PLAIN, Workspace, merged, weights_in
 from vamo_ft.assemble import plan as planning
 from vamo_ft.assemble.devices import Device
 from vamo_ft.assemble.memory import MemoryPlanner
-from vamo_ft.assemble.method import build_update_rule
 from vamo_ft.assemble.parts import build_outline
+from vamo_ft.assemble.space import snapshot_bytes
 from vamo_ft.cli import run
-from vamo_ft.core.types import Estimate, Work
+from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.types import Estimate, ProjectedGradient, Work
+from vamo_ft.optim.carriers import Carriers
+from vamo_ft.optim.projected import ProjectedSgd
+from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 from vamo_ft.training.checkpoint import newest_checkpoint
+from vamo_ft.training.space import tensor_bytes
 
 LOW: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}
 INFORMED: dict[str, Any] = {
@@ -72,22 +82,63 @@ def test_where_a_snapshot_lies_may_change_on_the_way(workspace: Workspace) -> No
     assert workspace.weights() == workspace.weights("whole")
 
 
-@pytest.mark.parametrize("masters", [False, True])
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_bytes_of_a_parameter_are_those_of_the_readme(workspace: Workspace, name: str, masters: bool) -> None:
-    """bfloat16 weights and gradients take 2, each float32 moment 4, and a master 4: as the tensors of a step do."""
-    optimizer = {"name": name, "learning_rate": 1e-3, "master_weights": masters}
-    config = configured(workspace, merged(PLAIN, {**LOW, "method": {"name": name}, "optimizer": optimizer}))
-    loaded = real(config)
-    parameters, rule = loaded.parameters, build_update_rule(config, loaded.parameters, None)
-    parameters.gradients()
-    rule.apply(Estimate(torch.zeros(()), Work()), learning_rate=1e-3, step=0)
-    kept = [value for each in rule.state_dict().values() for value in each.values() if value.ndim > 0]
-    weights = sum(tensor.nbytes for tensor in parameters.tensors)
-    state = sum(tensor.nbytes for tensor in kept)
-    assert weights == 2 * parameters.numel
-    assert state == parameters.numel * {"adamw": 8, "sgd": 0}[name] + parameters.numel * 4 * masters
-    assert planned(config).optimizer == state
+def readme_rows(heading: str) -> list[list[str]]:
+    """The cells of a table of the README, by the first cell of its head."""
+    table = README.replace("`", "").partition(f"\n| {heading} |")[2].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert len(rows) > 4
+    return rows
+
+
+@pytest.mark.parametrize("row", readme_rows("optimizer.name"), ids=" ".join)
+def test_bytes_of_a_trained_parameter_are_those_of_the_readme(row: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted on the tensors of a step, of a matrix as large as those that count."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", stand_in())
+    optimizer, dtype, masters, *figures = row
+    name, _, zeroth = optimizer.partition(", ")
+    network = torch.nn.Linear(1024, 256, bias=False, dtype=getattr(torch, dtype))
+    parameters, kept = TrainableParameters(network), masters == "true"
+    rule: DenseRule | ProjectedSgd
+    if zeroth:
+        rule = ProjectedSgd(
+            parameters, HashedDirections(parameters), weight_decay=0, max_grad_norm=None, seed=0, master_weights=kept
+        )
+        key = HashKey(0, Domain.DIRECTION, 0, 0)
+        estimate = Estimate(torch.zeros(()), Work(), ProjectedGradient(torch.ones(1, dtype=torch.float64), (key,)))
+    else:
+        carriers = Carriers(parameters, seed=0, master_weights=kept)
+        rule = DenseRule(carriers, None, build_optimizer(carriers, name=name, weight_decay=0), max_grad_norm=None)  # type: ignore[arg-type]
+        estimate = Estimate(torch.zeros(()), Work())
+        parameters.gradients()
+    gradient = sum(tensor.grad.nbytes for tensor in parameters.tensors if tensor.grad is not None)
+    rule.apply(estimate, learning_rate=1e-3, step=0)
+    held = [network.weight.nbytes, gradient, tensor_bytes(rule.state_dict())]
+    found = [size / parameters.numel for size in (*held, sum(held))]
+    assert found == pytest.approx(list(map(float, figures)), abs=0.01)
+
+
+@pytest.mark.parametrize("row", readme_rows("a snapshot of"), ids=" ".join)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_of_a_snapshot_are_those_of_the_readme(row: list[str], dtype: str, workspace: Workspace) -> None:
+    first, *others = row[0].split(", ")
+    changes: dict[str, dict[str, Any]] = {
+        "source: recompute": {"source": "recompute"},
+        "gradient_subspace": {"probes": 4, "directions": {"structure": "gradient_subspace", "warmup_steps": 5}},
+        "q = 4": {},
+    }
+    methods: list[dict[str, Any]] = [{"name": first}]
+    for other in others:
+        methods = [{**methods[0], **changes[other]}] if other in changes else [*methods, {"name": other}]
+    for method in methods:
+        if method["name"] == "vamo_literal":
+            method["radius"] = 0.1
+        config = configured(workspace, merged(PLAIN, {"method": method, "model": {"dtype": dtype}}))
+        parameters = build_outline(config, use_cache=False).parameters
+        figure = float(row[1 if dtype == "float32" else 2].split(" ")[0])
+        assert snapshot_bytes(config, parameters, num_samples=0) == figure * parameters.numel
+        if row[3].startswith("0"):
+            config = configured(workspace, merged(PLAIN, {"method": {**method, "snapshot": {"offload": True}}}))
+            assert planned(config).snapshot < 20 * (8 * 4 + 6), "no more than a table"
 
 
 NUMEL = 35_168  # of the tiny model
