@@ -18,17 +18,21 @@ class TwoMemories:
         lent: bytes on the device now.
         most: the most so far.
         largest: of one tensor.
+        kept: bytes on the host now.
+        moved: bytes from one to the other, but for those that are put back.
     """
 
     def __init__(self) -> None:
-        self.lent = self.most = self.largest = 0
+        self.lent = self.most = self.largest = self.kept = self.moved = 0
         self._host: set[int] = set()
 
     def to_host(self, tensor: Tensor, *, pinned: bool) -> Tensor:
         kept = tensor.clone()
         place = kept.untyped_storage()._cdata
         self._host.add(place)
-        weakref.finalize(kept.untyped_storage(), self._host.discard, place).atexit = False
+        self.kept += kept.nbytes
+        self.moved += kept.nbytes
+        weakref.finalize(kept.untyped_storage(), self._dropped, place, kept.nbytes).atexit = False
         return kept
 
     def to_device(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -36,9 +40,14 @@ class TwoMemories:
             return tensor
         copy = tensor.clone()
         self.lent += copy.nbytes
+        self.moved += copy.nbytes
         self.most, self.largest = max(self.most, self.lent), max(self.largest, copy.nbytes)
         weakref.finalize(copy.untyped_storage(), self._returned, copy.nbytes).atexit = False
         return copy
+
+    def _dropped(self, place: int, size: int) -> None:
+        self._host.discard(place)
+        self.kept -= size
 
     def _returned(self, size: int) -> None:
         self.lent -= size

@@ -64,7 +64,8 @@ def test_parameters_wait_beside_the_values_that_take_their_place(monkeypatch: py
         moved = parameters.copy()
         with placed_at(parameters, base):
             assert all(torch.equal(a, b) for a, b in zip(parameters.tensors, before, strict=True))
-            assert memories.lent == 0
+            assert (memories.lent, memories.kept) == (0, 2 * 4 * parameters.numel)
+        assert memories.kept == 4 * parameters.numel
     assert all(torch.equal(a, b) for a, b in zip(parameters.tensors, moved, strict=True))
 
 

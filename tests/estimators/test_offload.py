@@ -53,3 +53,15 @@ def test_offloaded_snapshots_give_the_same_bits(name: str, dtype: torch.dtype, m
         assert 0 < memories.most <= memories.largest + 3 * 4, "a matrix, and the bias that came before it"
     assert all(torch.equal(a, b) for a, b in zip(plain, offloaded, strict=True))
     assert not torch.equal(plain[0], plain[4])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("svrg", 16), ("zo_svrg", 12), ("vamo_recompute", 12)])
+def test_what_a_step_moves_is_what_the_readme_says(name: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot to the device, the present values to the host and back, and svrg's full gradient."""
+    objective, source = token_problem(torch.float32)
+    with two_memories(monkeypatch) as memories:
+        estimator = BUILDERS[name](objective, offload=True)
+        estimator.prepare(source, 0)
+        before = memories.moved
+        estimator.estimate([source.batch(source.step_indices(1))], 1)
+        assert memories.moved - before == expected * sum(p.numel() for p in objective.module.parameters())

@@ -123,19 +123,19 @@ class MemoryPlanner:
         method, tensors = config.method, self._parts.parameters.tensors
         copy = gradients = sum(tensor.nbytes for tensor in tensors)
         held = Peak(gradients=gradients)
-        sums = 0  # of a pass that adds gradients up, where they are not kept on the device after it
+        sums = lent = 0
         if not self._on_host and offloaded_bytes(config, self._parts.parameters):
             copy = _most_lent([tensor.nbytes for tensor in tensors])
-            sums = _FULL_GRADIENT * self._parts.parameters.numel
+            sums = _FULL_GRADIENT * self._parts.parameters.numel  # on the device while a pass adds to them
+            if isinstance(method, VamoConfig) and method.directions.structure == "gradient_subspace":
+                rows = [4 * 2 * method.probes * tensor.numel() for tensor in tensors]
+                lent = 2 * _most_lent(rows)  # of a sketch, to form the products of its rows
         match method:
             case FirstOrderConfig():
                 return [Phase("step", self._trained(size))]
             case SpsaConfig():
                 return [Phase("step", self._probed(config, size))]
             case VamoConfig():
-                lent = 0
-                if copy != gradients and method.directions.structure == "gradient_subspace":  # rows times rows
-                    lent = 2 * _most_lent([2 * method.probes * 4 * tensor.numel() for tensor in tensors])
                 phases = [
                     Phase("step", self._trained(size), lent),
                     Phase("snapshot", self._probed(config, None), lent),
