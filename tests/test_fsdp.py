@@ -43,6 +43,12 @@ DIFFERENTIATED: dict[str, dict[str, Any]] = {
     "vamo": merged(VAMO, {"method": {"alpha": 1.0}, "optimizer": {"name": "sgd", "learning_rate": 0.05}}),
     "vamo_recompute": {"method": {**VAMO["method"], "source": "recompute", "alpha": 0.5}},
     "vamo_lora": {**INFORMED, "model": {"adapter": LORA}},
+    "vamo_offload": merged({**INFORMED, "model": {"adapter": LORA}}, {"method": {"snapshot": {"offload": True}}}),
+    "master_weights": {
+        "model": {"dtype": "bfloat16"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3, "master_weights": True},
+        "training": {"steps": 2},
+    },
 }
 """Gradients are summed in another order."""
 

@@ -10,9 +10,10 @@ from scripts.benchmarks.memory_probe import peak_memory
 from scripts.benchmarks.methods import build_ours, mean_loss, objective_of, spsa
 from scripts.benchmarks.setting import Setting
 from tests.tiny import tiny_llama
-from tests.workspace import ADAMW, MEZO, VAMO, Workspace, merged
+from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, merged
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.hashing import Domain, HashKey, random_bits
+from vamo_ft.core.offload import Shelf
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import Perturber
 from vamo_ft.core.transfer import to_device
@@ -109,6 +110,55 @@ def test_fused_adamw_is_torchs_and_its_state_comes_back() -> None:
     torch.testing.assert_close(ours.tensors[0], plain.tensors[0], rtol=1e-6, atol=1e-7)
 
 
+def test_an_offloaded_tensor_is_pinned_lent_and_written_back() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    values = torch.arange(1 << 20, dtype=torch.float32, device=device).view(4, -1)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        shelf = Shelf((values * factor for factor in (1, 2, 3)), device=device, offload=True)
+        borrowed = shelf[1]
+        borrowed += 1
+        shelf[1] = borrowed
+        shelf.write(2, 0, values[3])
+        lent = [tensor.sum() for tensor in shelf]
+        del borrowed
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_allocated() - before < values.nbytes
+    first, second, third = shelf.state()
+    assert all(tensor.is_pinned() for tensor in (first, second, third))
+    assert torch.equal(first, values.cpu())
+    assert torch.equal(second, 2 * values.cpu() + 1)
+    assert torch.equal(third, torch.cat([values[3:], 3 * values[1:]]).cpu())
+    assert all(tensor.device == device for tensor in lent)
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_of_bitsandbytes_comes_back(name: Any, dtype: torch.dtype) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def rule(parameters: TrainableParameters) -> DenseRule:
+        carriers = Carriers(parameters, seed=0)
+        return DenseRule(carriers, None, build_optimizer(carriers, name=name, weight_decay=0.0), max_grad_norm=None)
+
+    whole, ours = flat(300_000, "cuda", dtype), flat(300_000, "cuda", dtype)
+    used, other = rule(ours), rule(whole)
+    for step in range(4):
+        if step == 2:
+            used_before = used.state_dict()["values"]
+            state = {"values": {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in used_before.items()}}
+            used = rule(ours)
+            used.load_state_dict(state)
+            assert getattr(used.state_dict()["values"]["state1"], "is_paged", False) == name.startswith("paged")
+        for each, parameters in ((used, ours), (other, whole)):
+            parameters.tensors[0].grad = (torch.linspace(-1, 1, 300_000, device="cuda") * (step + 1)).to(dtype)
+            each.apply(Estimate(torch.zeros(()), Work()), learning_rate=0.01, step=step)
+    assert torch.equal(ours.tensors[0], whole.tensors[0])
+    assert not torch.equal(ours.tensors[0], flat(300_000, "cuda", dtype).tensors[0])
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "adamw": ADAMW,
     "vamo": VAMO,
@@ -116,6 +166,20 @@ RUNS: dict[str, dict[str, Any]] = {
     "mezo_bfloat16": merged(MEZO, {"model": {"dtype": "bfloat16"}, "optimizer": {"learning_rate": 1e-4}}),
     "zo_adam": merged(MEZO, {"method": {"name": "zo_adam"}}),
     "svrg": {"method": {"name": "svrg"}, "optimizer": {"name": "sgd", "learning_rate": 0.01}},
+    "svrg_offloaded": {
+        "method": {"name": "svrg", "snapshot": {"every": "4 steps", "offload": True}},
+        "optimizer": {"name": "sgd", "learning_rate": 0.01},
+    },
+    "informed_offloaded": {
+        "model": {"adapter": LORA},
+        "method": {
+            "name": "vamo",
+            "probes": 2,
+            "directions": {"structure": "gradient_subspace", "warmup_steps": 3},
+            "snapshot": {"every": "4 steps", "offload": True},
+        },
+    },
+    "adamw_masters": merged(ADAMW, {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}),
     "compiled": merged(VAMO, {"model": {"compile": True}}),
 }
 
@@ -130,7 +194,7 @@ def test_a_run_learns_and_resumes(name: str, workspace: Workspace) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["adamw", "vamo", "svrg", "zo_svrg"])
+@pytest.mark.parametrize("name", ["adamw", "vamo", "svrg", "svrg_offloaded", "zo_svrg"])
 def test_nothing_waits_within_an_estimate(name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of methods that ask nothing of their losses; with `eager`, for which transformers does not look for padding."""
     made = Trainer._update

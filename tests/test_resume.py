@@ -80,6 +80,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {"name": "mezo", "directions": {"distribution": "sphere"}},
         "optimizer": {"learning_rate": 1e-4},
     },
+    "mezo_masters": {
+        "model": {"dtype": "bfloat16"},
+        "method": {"name": "mezo"},
+        "optimizer": {"learning_rate": 1e-4, "master_weights": True},
+    },
+    "adamw_masters": {
+        "model": {"dtype": "bfloat16"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3, "master_weights": True},
+    },
+    "svrg_offloaded": {"method": {"name": "svrg", "snapshot": {"every": "4 steps", "offload": True}}},
     "mezo_bcd": {"method": {"name": "mezo_bcd"}, "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1}},
     "mezo_bcd_adamw": {"method": {"name": "mezo_bcd", "directions": {"order": "flip_flop"}}, **ADAMW},
     "lozo": {"method": {"name": "lozo", "directions": {"refresh_every": 3}}, "optimizer": {"learning_rate": 1e-4}},

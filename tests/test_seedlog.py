@@ -25,6 +25,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "optimizer": {"weight_decay": 0.1},
         "training": {"max_grad_norm": 0.5},
     },
+    "masters": {
+        "model": {"dtype": "bfloat16"},
+        "method": {"probes": 2},
+        "optimizer": {"weight_decay": 0.1, "master_weights": True},
+    },
     "block": {"method": {"name": "mezo_bcd", "probes": 2}, "training": {"max_grad_norm": 0.5}},
     "low_rank_bfloat16": {
         "model": {"dtype": "bfloat16"},

@@ -1,5 +1,7 @@
 """How often a step waits for the device: for what has to be known before the update, and for nothing else."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,6 +30,8 @@ ON_THE_HOST = {"table.py:batch_noise"}
 ELSEWHERE = {"masking_utils.py:_ignore_causal_mask_sdpa"}
 """transformers asks whether a row is padded, up to twice a forward pass."""
 
+LOW: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}
+
 REACHING = {"spsa", "mezo", "mezo_bcd", "lozo", "subzero", "sparse_mezo", "addax"}
 REACHING |= {"zo_adam", "zo_sign", "zo_momentum"}
 WITHOUT_GRADIENT = (REACHING - {"addax", "zo_adam", "zo_sign", "zo_momentum"}) | {
@@ -37,7 +41,17 @@ WITHOUT_GRADIENT = (REACHING - {"addax", "zo_adam", "zo_sign", "zo_momentum"}) |
 }
 
 
-@pytest.mark.parametrize("name", [*METHOD_NAMES, "vamo_recompute"])
+KEPT_ELSEWHERE: dict[str, dict[str, Any]] = {
+    "svrg_offloaded": {"method": {"name": "svrg", "snapshot": {"offload": True}}},
+    "zo_svrg_offloaded": {"method": {"name": "zo_svrg", "snapshot": {"offload": True}}},
+    "adamw_masters": {"method": {"name": "adamw"}, **LOW},
+    "mezo_masters": {"method": {"name": "mezo"}, **LOW},
+}
+REACHING |= {"mezo_masters"}
+WITHOUT_GRADIENT |= {"mezo_masters", "zo_svrg_offloaded"}
+
+
+@pytest.mark.parametrize("name", [*METHOD_NAMES, "vamo_recompute", *KEPT_ELSEWHERE])
 def test_a_step_waits_once_for_each_thing_it_has_to_know(
     name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +78,7 @@ def test_a_step_waits_once_for_each_thing_it_has_to_know(
     monkeypatch.setattr(PrefixReuse, "_compared", lambda self, reused, losses, support: reused[-1])
     workspace.configure(
         merged(
-            merged(SETTING, CASES[name]),
+            merged(SETTING, (CASES | KEPT_ELSEWHERE)[name]),
             {"evaluation": {"every": None}, "training": {"batch_size": 3, "micro_batch_size": 2}},
         )
     )

@@ -219,6 +219,7 @@ def build_vamo(objective: Objective, *, directions: Directions | None = None, **
         "orthogonalise": True,
         "normaliser": "data",
         "seed": 7,
+        "offload": False,
     }
     own: dict[str, Any] = {"alpha": 1.0, "snapshot_due": lambda step: False, "refresh": None}
     passes: dict[str, Any] = {"token_budget": 16, "progress": SilentProgress(), "stop_requested": lambda: False}

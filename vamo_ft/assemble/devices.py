@@ -41,10 +41,12 @@ class Device:
 
     Attributes:
         memory: bytes that a run can have.
+        is_host: its memory is the host's.
     """
 
     name: str
     memory: int
+    is_host: bool = False
 
 
 def find_device(gpu: str | None) -> Device:
@@ -60,4 +62,5 @@ def find_device(gpu: str | None) -> Device:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Device(properties.name, properties.total_memory - _RESERVED)
-    return Device("this machine's main memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    main_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Device("this machine's main memory", main_memory, is_host=True)

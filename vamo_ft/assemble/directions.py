@@ -2,9 +2,10 @@
 
 import logging
 
+import torch
 from torch import nn
 
-from vamo_ft.config.method import FirstOrderConfig, SvrgConfig, VamoLiteralConfig
+from vamo_ft.config.method import FirstOrderConfig, SvrgConfig, VamoConfig, VamoLiteralConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import BlockDirections, model_blocks
 from vamo_ft.core.directions import HashedDirections
@@ -48,15 +49,20 @@ def build_directions(config: RunConfig, parameters: TrainableParameters, module:
             return SparseDirections(parameters, quantile=directions.quantile, distribution=law)
         case "gradient_subspace":
             assert directions.warmup_steps is not None
-            return _gradient_subspace(parameters, size=config.method.probes, warmup=directions.warmup_steps)
+            assert isinstance(config.method, VamoConfig)
+            offload = config.method.snapshot.offload
+            size, warmup = config.method.probes, directions.warmup_steps
+            return _gradient_subspace(parameters, size=size, warmup=warmup, offload=offload)
 
 
-def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int) -> GradientSubspace:
-    needed, free = GradientSubspace.state_bytes(parameters.num_held, size), free_memory_bytes(parameters.device)
+def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int, offload: bool) -> GradientSubspace:
+    place = torch.device("cpu") if offload else parameters.device
+    needed, free = GradientSubspace.state_bytes(parameters.num_held, size), free_memory_bytes(place)
     if needed > free:
+        elsewhere = ", or keep them in host memory (method.snapshot.offload)" if place.type == "cuda" else ""
         raise UsageError(
             f"method.directions.structure: gradient_subspace keeps {3 * size + 1} float32 vectors of "
             f"{parameters.num_held:,} elements, {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; train an "
-            "adapter, or lower method.probes"
+            f"adapter, or lower method.probes{elsewhere}"
         )
-    return GradientSubspace(parameters, size=size, warmup=warmup)
+    return GradientSubspace(parameters, size=size, warmup=warmup, offload=offload)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vamo_ft.assemble.parts import Parts
 from vamo_ft.assemble.passes import Outlines, Peak, Reach
-from vamo_ft.assemble.space import num_moments, snapshot_bytes
+from vamo_ft.assemble.space import offloaded_bytes, optimizer_bytes, paged_bytes, snapshot_bytes
 from vamo_ft.assemble.surroundings import run_length
 from vamo_ft.config.method import (
     AddaxConfig,
@@ -17,6 +17,7 @@ from vamo_ft.config.method import (
     VamoLiteralConfig,
     ZoSvrgConfig,
 )
+from vamo_ft.config.optimizer import BITSANDBYTES, RULES
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.stack import layer_stacks
@@ -27,6 +28,7 @@ from vamo_ft.optim.carriers import Carriers
 __all__ = ["MemoryPlan", "MemoryPlanner", "Phase"]
 
 _STEPS = 10_000  # whose batches are looked at for the largest one
+_FULL_GRADIENT = 4  # bytes of an element, of svrg and vamo_literal
 _ROWWISE = ("full", "block")  # structures that can displace a head row by row
 _TEMPORARIES = {"adamw": 2, "adagrad": 1, "sgd": 1, "sign_sgd": 1}
 """Optimizer -> tensors of a parameter's size that torch's rule forms beside its state, and beside the last one of the
@@ -58,8 +60,9 @@ class MemoryPlan:
     Attributes:
         weights: all parameters and buffers, tied ones once.
         adapter: of them those of an adapter.
-        optimizer: state of the update rule.
+        optimizer: state of the update rule, with master weights.
         snapshot: what the method keeps between steps.
+        host: what of both is in host memory, or may be; it is not in these two.
         phases: what the run does, each of which peaks at another time.
     """
 
@@ -67,6 +70,7 @@ class MemoryPlan:
     adapter: int
     optimizer: int
     snapshot: int
+    host: int
     phases: tuple[Phase, ...]
 
     @property
@@ -81,10 +85,15 @@ class MemoryPlan:
 
 
 class MemoryPlanner:
-    """Plans any method on one model and its data; a pass that several of them make is followed once."""
+    """Plans any method on one model and its data; a pass that several of them make is followed once.
 
-    def __init__(self, config: RunConfig, parts: Parts) -> None:
+    Args:
+        on_host: the device is the host, whose memory is the device's.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts, *, on_host: bool = False) -> None:
         self._config = config
+        self._on_host = on_host
         self._parts = parts
         self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
@@ -93,24 +102,34 @@ class MemoryPlanner:
 
     def plan(self, config: RunConfig, *, micro_batch_size: int) -> MemoryPlan:
         """The memory of a run with another method, optimizer or micro-batch than the planner's."""
-        parameters = self._parts.parameters
+        parameters, num_samples = self._parts.parameters, self._parts.source.num_samples
         weights = self._outlines.weights
+        paged = 0 if self._on_host else paged_bytes(config.optimizer, parameters)
+        offloaded = 0 if self._on_host else offloaded_bytes(config, parameters)
         phases = [*self._method_phases(config, micro_batch_size), self._update(config)]
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
         return MemoryPlan(
             weights=weights,
             adapter=0 if config.model.adapter is None else sum(tensor.nbytes for tensor in parameters.tensors),
-            optimizer=4 * num_moments(config.optimizer) * parameters.numel,
-            snapshot=snapshot_bytes(config, parameters, num_samples=self._parts.source.num_samples),
+            optimizer=optimizer_bytes(config.optimizer, parameters) - paged,
+            snapshot=snapshot_bytes(config, parameters, num_samples=num_samples) - offloaded,
+            host=paged + offloaded,
             phases=tuple(phases),
         )
 
     def _method_phases(self, config: RunConfig, size: int) -> list[Phase]:
         """The estimate of a step, and a snapshot."""
-        method = config.method
-        copy = gradients = sum(tensor.nbytes for tensor in self._parts.parameters.tensors)
+        method, tensors = config.method, self._parts.parameters.tensors
+        copy = gradients = sum(tensor.nbytes for tensor in tensors)
         held = Peak(gradients=gradients)
+        sums = lent = 0
+        if not self._on_host and offloaded_bytes(config, self._parts.parameters):
+            copy = _most_lent([tensor.nbytes for tensor in tensors])
+            sums = _FULL_GRADIENT * self._parts.parameters.numel  # on the device while a pass adds to them
+            if isinstance(method, VamoConfig) and method.directions.structure == "gradient_subspace":
+                rows = [4 * 2 * method.probes * tensor.numel() for tensor in tensors]
+                lent = 2 * _most_lent(rows)  # of a sketch, to form the products of its rows
         match method:
             case FirstOrderConfig():
                 return [Phase("step", self._trained(size))]
@@ -118,8 +137,8 @@ class MemoryPlanner:
                 return [Phase("step", self._probed(config, size))]
             case VamoConfig():
                 phases = [
-                    Phase("step", self._trained(size)),
-                    Phase("snapshot", self._probed(config, None)),
+                    Phase("step", self._trained(size), lent),
+                    Phase("snapshot", self._probed(config, None), lent),
                 ]
                 if method.source == "recompute":
                     phases.append(Phase("correction", _both(held, self._probed(config, size)), copy))
@@ -128,7 +147,7 @@ class MemoryPlanner:
                 return [
                     Phase("step", self._trained(size)),
                     Phase("correction", self._trained(size, again=True), copy),
-                    Phase("snapshot", self._trained(None)),
+                    Phase("snapshot", self._trained(None), sums),
                 ]
             case ZoSvrgConfig():
                 return [
@@ -139,6 +158,7 @@ class MemoryPlanner:
                 return [
                     Phase("step", self._trained(size)),
                     Phase("correction", _both(held, self._probed(config, 1)), copy),
+                    *([Phase("snapshot", self._probed(config, 1), sums)] if sums else []),
                 ]
             case AddaxConfig():
                 return [
@@ -152,12 +172,14 @@ class MemoryPlanner:
     def _update(self, config: RunConfig) -> Phase:
         """What the update rule forms; plain sgd along directions nothing."""
         optimizer, parameters = config.optimizer, self._parts.parameters
-        if config.method.projected and optimizer.name == "sgd" and optimizer.momentum == 0:
+        if config.method.projected and optimizer.is_plain_sgd:
             return Phase("update", Peak())
         sizes = [tensor.numel() for tensor in parameters.tensors]
-        carried = 8 * Carriers(parameters, seed=0).most_together
-        formed = _TEMPORARIES[optimizer.name]
+        carried = (4 if optimizer.master_weights else 8) * Carriers(parameters, seed=0).most_together
+        formed = _TEMPORARIES[RULES[optimizer.name]]
         temporaries = 4 * max(before + formed * size for before, size in zip([0, *sizes], sizes, strict=False))
+        if optimizer.name in BITSANDBYTES:  # one kernel
+            temporaries = 0
         return Phase("update", Peak(gradients=sum(t.nbytes for t in parameters.tensors)), carried + temporaries)
 
     def _trained(self, size: int | None, *, again: bool = False) -> Peak:
@@ -234,6 +256,11 @@ def largest_micro_batch(source: TrainingSamples, size: int, *, num_steps: int) -
             part = tuple(indices[start : start + size])
             best = max(best, (len(part) * max(map(source.length, part)), part))
     return best[1]
+
+
+def _most_lent(sizes: Sequence[int]) -> int:
+    """The most that a loop over offloaded tensors has on the device: one, and the one before."""
+    return max(before + size for before, size in zip([0, *sizes], sizes, strict=False))
 
 
 def _both(first: Peak, second: Peak) -> Peak:

@@ -2,6 +2,9 @@
 
 import logging
 import math
+from importlib.util import find_spec
+
+import torch
 
 from vamo_ft.assemble.surroundings import Surroundings, due, run_length
 from vamo_ft.config.method import (
@@ -14,6 +17,7 @@ from vamo_ft.config.method import (
     VamoLiteralConfig,
     ZoSvrgConfig,
 )
+from vamo_ft.config.optimizer import BITSANDBYTES, RULES
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
@@ -31,12 +35,12 @@ from vamo_ft.estimators.svrg import Svrg, SvrgSettings
 from vamo_ft.estimators.vamo import AdaptiveRefresh, Vamo
 from vamo_ft.estimators.vamo_literal import VamoLiteral, VamoLiteralSettings
 from vamo_ft.estimators.zo_svrg import ZoSvrg, ZoSvrgSettings
-from vamo_ft.optim.carriers import Carriers
+from vamo_ft.optim.carriers import Carriers, has_low_precision
 from vamo_ft.optim.projected import ProjectedSgd
 from vamo_ft.optim.schedules import ScheduleName, learning_rate_at
 from vamo_ft.optim.update_rules import DenseRule, build_optimizer
 
-__all__ = ["build_estimator", "build_update_rule"]
+__all__ = ["build_estimator", "build_update_rule", "check_optimizer"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -94,6 +98,7 @@ def build_estimator(
                     full_step_scale=method.full_step_scale,
                     seed=seed,
                     piecewise_constant=config.objective.type == "metric",
+                    offload=method.snapshot.offload,
                 ),
                 passes=passes,
             )
@@ -112,6 +117,7 @@ def build_estimator(
                     alpha=None if method.alpha == "theory" else method.alpha,
                     snapshot_due=due(method.snapshot.every, source),
                     seed=seed,
+                    offload=method.snapshot.offload,
                 ),
                 passes=SnapshotPasses(1, progress, stop_requested, runtime),
             )
@@ -164,6 +170,7 @@ def _svrg(
             subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
             normaliser=method.normaliser,
             seed=config.run.seed,
+            offload=method.snapshot.offload,
         ),
         passes=passes,
     )
@@ -198,6 +205,7 @@ def _vamo(
             orthogonalise=method.orthogonalise,
             normaliser=method.normaliser,
             seed=seed,
+            offload=snapshot.offload,
         ),
         passes=passes,
     )
@@ -239,10 +247,32 @@ def _warn_of_small_eps(eps: float, parameters: TrainableParameters, *, key: str 
         )
 
 
+def check_optimizer(config: RunConfig) -> None:
+    """Asks for what an optimizer needs, before anything is loaded.
+
+    Raises:
+        UsageError: it needs a package, or a device, that is not here.
+    """
+    name = config.optimizer.name
+    if name not in BITSANDBYTES:
+        return
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(f"optimizer.name: {name} needs another package: pip install 'vamo-ft[bitsandbytes]'")
+    if not torch.cuda.is_available():
+        raise UsageError(f"optimizer.name: {name} needs a CUDA device, and there is none; write {RULES[name]}")
+
+
 def build_update_rule(config: RunConfig, parameters: TrainableParameters, directions: Directions | None) -> UpdateRule:
-    """What moves the parameters along an estimate."""
+    """What moves the parameters along an estimate.
+
+    Raises:
+        UsageError: the optimizer cannot be had here, or has nothing to keep master weights of.
+    """
     optimizer, max_grad_norm = config.optimizer, config.training.max_grad_norm
-    if config.method.projected and optimizer.name == "sgd" and optimizer.momentum == 0:
+    check_optimizer(config)
+    if optimizer.master_weights and not has_low_precision(parameters):
+        raise UsageError("optimizer.master_weights: all trained parameters are float32 themselves; leave it out")
+    if config.method.projected and optimizer.is_plain_sgd:
         assert directions is not None
         return ProjectedSgd(
             parameters,
@@ -250,8 +280,9 @@ def build_update_rule(config: RunConfig, parameters: TrainableParameters, direct
             weight_decay=optimizer.weight_decay,
             max_grad_norm=max_grad_norm,
             seed=config.run.seed,
+            master_weights=optimizer.master_weights,
         )
-    carriers = Carriers(parameters, seed=config.run.seed)
+    carriers = Carriers(parameters, seed=config.run.seed, master_weights=optimizer.master_weights)
     rule = build_optimizer(
         carriers,
         name=optimizer.name,

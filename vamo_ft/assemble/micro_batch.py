@@ -7,10 +7,11 @@ from itertools import cycle, islice
 
 import torch
 
+from vamo_ft.assemble.space import moment_bytes, offloaded_bytes, paged_bytes
 from vamo_ft.config.method import ForwardGradientConfig, SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DeviceMemoryError
-from vamo_ft.core.memory import is_allocation_failure, memory_explained
+from vamo_ft.core.memory import KEEP_LESS, is_allocation_failure, memory_explained
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, SampleSource
 from vamo_ft.estimators.first_order import FirstOrder
@@ -59,9 +60,9 @@ def micro_batch_size(
     try:
         with memory_explained(
             "setting apart what the method and its optimizer keep",
-            remedy="take an optimizer that keeps less (optimizer.name: sgd), or train an adapter (model.adapter)",
+            remedy=KEEP_LESS,
         ):
-            kept = torch.empty(_kept_copies(config) * parameters.numel, dtype=torch.float32, device=runtime.device)
+            kept = torch.empty(_kept_bytes(config, parameters), dtype=torch.uint8, device=runtime.device)
         most = runtime.evenly(source.batch_size, at_most=source.batch_size)
         found = largest_that_fits(
             attempt, most, after=lambda: _forget(parameters, runtime), failed_anywhere=runtime.any
@@ -145,18 +146,21 @@ def _probe(
     )
 
 
-def _kept_copies(config: RunConfig) -> int:
-    """Float32 copies of the trained parameters that later steps hold during a pass, and the first step does not."""
-    optimizer = config.optimizer
-    copies = {"adamw": 2, "sgd": int(optimizer.momentum > 0)}.get(optimizer.name, 0)
+def _kept_bytes(config: RunConfig, parameters: TrainableParameters) -> int:
+    """What later steps hold on the device during a pass, and the first step does not."""
+    optimizer, copies = config.optimizer, 0
+    offload = parameters.device.type != "cpu" and offloaded_bytes(config, parameters) > 0
+    kept = 0 if optimizer.name == "adagrad" else moment_bytes(optimizer, parameters)  # whose sums are there
+    kept -= paged_bytes(optimizer, parameters)
     match config.method:
         case SvrgConfig() | VamoLiteralConfig():
-            copies += 3  # the full gradient, the snapshot, and the present values while the model is at the snapshot
+            # the full gradient, the snapshot, and the present values while the model is at the snapshot
+            copies = 1 if offload else 3
         case ZoSvrgConfig():
-            copies += 2
-        case VamoConfig():
-            copies += 2 * (config.method.source == "recompute")
-    return copies
+            copies = 0 if offload else 2
+        case VamoConfig() if config.method.source == "recompute":
+            copies = 0 if offload else 2
+    return kept + 4 * copies * parameters.numel
 
 
 def _forget(parameters: TrainableParameters, runtime: Runtime) -> None:

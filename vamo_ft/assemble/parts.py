@@ -9,6 +9,7 @@ import torch
 
 from vamo_ft.assemble.data import build_cache, tell_mixture
 from vamo_ft.assemble.directions import build_directions
+from vamo_ft.assemble.method import check_optimizer
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
 from vamo_ft.config.objective import MetricObjectiveConfig
@@ -61,9 +62,10 @@ def build_parts(
 
     Raises:
         DataError: model or data are not what the configuration says.
-        UsageError: the model has no positions for the longest sample.
+        UsageError: the model has no positions for the longest sample, or the optimizer cannot be had here.
         StopRequested: while the data was read.
     """
+    check_optimizer(config)
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
     if config.data.packing:

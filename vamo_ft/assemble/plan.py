@@ -9,7 +9,7 @@ from vamo_ft.assemble.devices import Device
 from vamo_ft.assemble.memory import MemoryPlan, MemoryPlanner
 from vamo_ft.assemble.parts import Parts, build_outline
 from vamo_ft.assemble.pilot import Pilot, pilot_of, run_pilot
-from vamo_ft.assemble.space import num_moments, snapshot_bytes
+from vamo_ft.assemble.space import offloaded_bytes, optimizer_bytes, snapshot_bytes
 from vamo_ft.assemble.stand_in import stand_in
 from vamo_ft.assemble.surroundings import Surroundings, checkpoint_may_be_due, due, run_length
 from vamo_ft.config.objective import MetricObjectiveConfig
@@ -93,6 +93,7 @@ class Plan:
         seconds: of training; None: no speed is known.
         lengths: (shortest, median, longest) sample in tokens.
         quantized: weights are planned as if they were not.
+        offloadable: bytes on the device that a snapshot could keep in host memory.
     """
 
     configured: MethodPlan
@@ -106,6 +107,7 @@ class Plan:
     disk: DiskPlan
     lengths: tuple[int, int, int]
     quantized: bool
+    offloadable: int
 
     @property
     def fits(self) -> bool:
@@ -141,7 +143,7 @@ def build_plan(
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: a metric's generation is not planned; try --set objective.type=loss")
     parts = build_outline(config, use_cache=use_cache)
-    planner = MemoryPlanner(config, parts)
+    planner = MemoryPlanner(config, parts, on_host=device.is_host)
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
     source = parts.source
 
@@ -161,7 +163,7 @@ def build_plan(
     if configured.memory.peak > device.memory and not config.training.activation_checkpointing:
         training = config.training.model_copy(update={"activation_checkpointing": True})
         lighter = config.model_copy(update={"training": training})
-        again = MemoryPlanner(lighter, build_outline(lighter, use_cache=use_cache))
+        again = MemoryPlanner(lighter, build_outline(lighter, use_cache=use_cache), on_host=device.is_host)
         checkpointed = again.plan(lighter, micro_batch_size=size).peak
     seconds = None
     if tokens_per_second is not None:
@@ -181,6 +183,7 @@ def build_plan(
         disk=_disk(config, parts),
         lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
         quantized=config.model.quantization is not None,
+        offloadable=snapshot_bytes(config, parts.parameters, num_samples=0) - offloaded_bytes(config, parts.parameters),
     )
 
 
@@ -235,9 +238,9 @@ def _measured_seconds(config: RunConfig, surroundings: Surroundings) -> float:
 
 def _disk(config: RunConfig, parts: Parts) -> DiskPlan:
     root = Path(config.run.output_dir) / config.run.name
-    numel, samples = parts.parameters.numel, parts.source.num_samples
+    parameters, samples = parts.parameters, parts.source.num_samples
     model = saved_bytes(parts.loaded.model) + SMALL_FILES
-    state = 4 * num_moments(config.optimizer) * numel + snapshot_bytes(config, parts.parameters, num_samples=samples)
+    state = optimizer_bytes(config.optimizer, parameters) + snapshot_bytes(config, parameters, num_samples=samples)
     keep = config.checkpoint.keep + (config.evaluation.ranked_by is not None)
     length, may_be_due = run_length(config, parts.source), checkpoint_may_be_due(config, parts.source)
     saves = sum(may_be_due(step) or step == length for step in range(1, length + 1))

@@ -11,6 +11,7 @@ from vamo_ft.core.errors import DataError
 from vamo_ft.core.memory import is_allocation_failure
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import StateDict, Stateful
+from vamo_ft.optim.carriers import MASTER
 from vamo_ft.training.checkpoint import Checkpoint
 from vamo_ft.training.state import RunState
 
@@ -23,6 +24,9 @@ _OPTIONAL = ("evaluation", "seed_log")
 
 _UPDATE_ONLY = ("optimizer.", "schedule.", "training.max_grad_norm:")
 """Settings that change what an update does with an estimate, and not the estimate."""
+
+_SHAPELESS = ("step", "qmap1", "qmap2", "absmax1", "absmax2")
+"""What an optimizer keeps of a parameter that has not its shape."""
 
 
 @contextmanager
@@ -56,8 +60,8 @@ def restore(
 
     The state of the estimator and of the directions (snapshots, tables, learnt coefficients) is dropped with any change
     that reaches an estimate: it belongs to another method, other samples or another loss, even where the shapes agree.
-    The optimizer's moments are dropped with another optimizer, else those whose parameter has another shape are. No
-    seed log is written any more: it could not rebuild the run.
+    The optimizer's moments are dropped with another optimizer, else those whose parameter has another shape are; master
+    weights are no moments, and stay with any optimizer. No seed log is written any more: it could not rebuild the run.
 
     Args:
         owners: by their name in the checkpoint.
@@ -101,9 +105,11 @@ def remove_seed_log(path: Path) -> None:
 
 
 def _surviving_moments(state: StateDict, parameters: TrainableParameters, changes: Sequence[str]) -> StateDict:
-    if state and any(change.startswith("optimizer.name:") for change in changes):
-        _log.warning("the state of the optimizer is dropped: it belongs to another optimizer")
-        return {}
+    if any(change.startswith("optimizer.name:") for change in changes):
+        masters = {name: {MASTER: each[MASTER]} for name, each in state.items() if MASTER in each}
+        if any(set(each) - {MASTER} for each in state.values()):
+            _log.warning("the state of the optimizer is dropped: it belongs to another optimizer")
+        state = masters
     shapes = {name: tensor.shape for name, tensor in zip(parameters.names, parameters.tensors, strict=True)}
     fitting = {
         name: moments
@@ -111,7 +117,7 @@ def _surviving_moments(state: StateDict, parameters: TrainableParameters, change
         if all(
             value.shape == shapes.get(name)
             for key, value in moments.items()
-            if isinstance(value, Tensor) and key != "step"
+            if isinstance(value, Tensor) and key not in _SHAPELESS
         )
     }
     if dropped := sorted(state.keys() - fitting.keys()):

@@ -116,6 +116,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {
         "directions": config.method.model_dump(mode="json").get("directions"),
         "weight_decay": config.optimizer.weight_decay,
+        "master_weights": config.optimizer.master_weights,
     }
 
 

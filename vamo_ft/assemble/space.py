@@ -5,7 +5,8 @@ from itertools import islice
 from pathlib import Path
 
 from vamo_ft.config.method import SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
-from vamo_ft.config.schema import OptimizerConfig, RunConfig
+from vamo_ft.config.optimizer import RULES, OptimizerConfig
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import SaveError
 from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
@@ -13,7 +14,11 @@ from vamo_ft.core.protocols import Stateful
 from vamo_ft.training.callbacks import warn_of_failed_save
 from vamo_ft.training.space import check_run_space, tensor_bytes
 
-__all__ = ["check_space", "num_moments", "snapshot_bytes"]
+__all__ = ["check_space", "moment_bytes", "offloaded_bytes", "optimizer_bytes", "paged_bytes", "snapshot_bytes"]
+
+_QUANTISED_FROM = 4096  # elements of a tensor, whose moments else are float32
+_BLOCK = 256  # elements with one scale
+_CODES = 2 * 256 * 4  # bytes of the tables that the values of two moments are looked up in
 
 
 def check_space(
@@ -45,7 +50,7 @@ def check_space(
         SaveError: they do not fit, and checkpoint.on_error is stop.
     """
     present = {name: tensor_bytes(owner.state_dict()) for name, owner in owners.items()}
-    moments = max(present.pop("update_rule"), num_moments(config.optimizer) * 4 * parameters.numel)
+    moments = max(present.pop("update_rule"), optimizer_bytes(config.optimizer, parameters))
     estimator = max(present.pop("estimator"), snapshot_bytes(config, parameters, num_samples=num_samples))
     keep = config.checkpoint.keep + (config.evaluation.ranked_by is not None)  # the best one is kept besides
     saves = (number for number in range(step + 1, num_steps + 1) if due(number) or number == num_steps)
@@ -63,9 +68,34 @@ def check_space(
         warn_of_failed_save(error)
 
 
-def num_moments(optimizer: OptimizerConfig) -> int:
-    """Of the size of the parameters, in float32."""
-    return {"adamw": 2, "adagrad": 1, "sgd": int(optimizer.momentum > 0), "sign_sgd": 0}[optimizer.name]
+def optimizer_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> int:
+    """Of what the update rule's state holds from its first step on: moments and master weights."""
+    masters = sum(4 * tensor.numel() for tensor in parameters.tensors if tensor.element_size() < 4)
+    return moment_bytes(optimizer, parameters) + masters * optimizer.master_weights
+
+
+def moment_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> int:
+    """Of the moments alone: float32, or of 8 bits with a float32 scale for each block."""
+    moments = {"adamw": 2, "adagrad": 1, "sgd": int(optimizer.momentum > 0), "sign_sgd": 0}[RULES[optimizer.name]]
+    if not optimizer.name.endswith("8bit"):
+        return 4 * moments * parameters.numel
+    sizes = [tensor.numel() for tensor in parameters.tensors]
+    quantised = [size for size in sizes if size >= _QUANTISED_FROM]
+    scales = sum(4 * -(-size // _BLOCK) for size in quantised)
+    return moments * (sum(quantised) + scales + 4 * (sum(sizes) - sum(quantised))) + _CODES * len(quantised)
+
+
+def paged_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> int:
+    """Of an optimizer's state, what may leave the device."""
+    return moment_bytes(optimizer, parameters) if optimizer.name.startswith("paged") else 0
+
+
+def offloaded_bytes(config: RunConfig, parameters: TrainableParameters) -> int:
+    """Of a snapshot, what is kept in host memory: all but a table, which alone grows with the samples."""
+    match config.method:
+        case VamoConfig() | SvrgConfig() | VamoLiteralConfig() | ZoSvrgConfig() if config.method.snapshot.offload:
+            return snapshot_bytes(config, parameters, num_samples=0)
+    return 0
 
 
 def snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_samples: int) -> int:

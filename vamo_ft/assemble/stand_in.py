@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.parts import Parts
 from vamo_ft.config.method import AddaxConfig, ForwardGradientConfig, SpsaConfig, VamoConfig, ZoSvrgConfig
+from vamo_ft.config.optimizer import RULES
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.parameters import TrainableParameters
@@ -77,15 +78,17 @@ def stand_in(config: RunConfig, parts: Parts) -> tuple[RunConfig, Parts]:
     method = config.method
     module = _module(parts, layered=_structure(config) == "block")
     parameters = TrainableParameters(module)
-    changes = {"model": config.model.model_copy(update={"dtype": "float32", "adapter": None})}
+    optimizer = {"name": RULES[config.optimizer.name], "master_weights": False}
+    changes = {
+        "model": config.model.model_copy(update={"dtype": "float32", "adapter": None}),
+        "optimizer": config.optimizer.model_copy(update=optimizer),
+    }
     if isinstance(method, SpsaConfig | AddaxConfig | ForwardGradientConfig | ZoSvrgConfig | VamoConfig) and (
         method.directions.structure not in ("full", "block", "gradient_subspace")
     ):
         full = type(method.directions)(distribution="rademacher")  # which coordinates are displaced costs nothing
-        changes["method"] = method.model_copy(update={"directions": full})  # type: ignore[assignment]
-    changes["training"] = config.training.model_copy(  # type: ignore[assignment]
-        update={"micro_batch_size": None, "autocast": None}
-    )
+        changes["method"] = method.model_copy(update={"directions": full})
+    changes["training"] = config.training.model_copy(update={"micro_batch_size": None, "autocast": None})
     config = config.model_copy(update=changes)
     changed = replace(
         parts,

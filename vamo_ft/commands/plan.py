@@ -121,6 +121,8 @@ def _fit(found: Plan, config: RunConfig) -> Iterator[str]:
     memory, device = found.configured.memory, found.device
     share = f"peak {_mib(memory.peak)} MiB, in the {memory.highest.name}; {device.name} has {_mib(device.memory)} MiB"
     yield f"{share}: {'it fits' if found.fits else 'it does not fit'}"
+    if memory.host:
+        yield f"in host memory, or able to move there: {_mib(memory.host)} MiB, which the table does not count"
     batch = config.training.batch_size
     if found.largest is None:
         yield "not even a micro-batch of 1 sample fits"
@@ -138,6 +140,13 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
         yield f"training.forward_batch_tokens below {config.training.forward_batch_tokens}"
     if found.checkpointed is not None and found.checkpointed < found.configured.memory.peak:
         yield f"training.activation_checkpointing: true (peak {_mib(found.checkpointed)} MiB)"
+    optimizer = config.optimizer
+    if optimizer.name == "adamw" and not found.device.is_host:
+        yield "optimizer.name: adamw_8bit, or paged_adamw_8bit"
+    if optimizer.master_weights:
+        yield "optimizer.master_weights: false"
+    if found.offloadable and not found.device.is_host:
+        yield f"method.snapshot.offload: true ({_mib(found.offloadable)} MiB)"
     if config.model.adapter is None:
         yield "an adapter (model.adapter)"
     if config.model.dtype == "float32":

@@ -18,6 +18,7 @@ _FREE = (
     "training.activation_checkpointing",
     "training.on_divergence",
     "training.rollbacks",
+    "method.snapshot.offload",
     "data.evaluation",
     "evaluation",
     "checkpoint",

@@ -149,6 +149,16 @@ class VamoConfig(MethodSection):
             )
         return self
 
+    @model_validator(mode="after")
+    def _there_is_something_to_offload(self) -> "VamoConfig":
+        large = self.source == "recompute" or self.directions.structure == "gradient_subspace"
+        if self.snapshot.offload and not large:
+            raise ValueError(
+                "snapshot.offload: a table of derivatives is small, and nothing of the parameters' size is kept; leave "
+                "it out (it is for source: recompute and directions.structure: gradient_subspace)"
+            )
+        return self
+
 
 class VamoLiteralConfig(MethodSection):
     """VAMO as published, for small models: directions of its own for every sample (arXiv 2505.13954)."""

@@ -24,6 +24,7 @@ from vamo_ft.config.method import (
 from vamo_ft.config.model import ModelConfig
 from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
 from vamo_ft.config.objective import FREE_TEXT_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
+from vamo_ft.config.optimizer import BITSANDBYTES, RULES, OptimizerConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
 from vamo_ft.config.tasks import TaskFormat
@@ -50,32 +51,6 @@ class RunSection(Section):
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) is None:
             raise ValueError(f"must be letters, digits, '.', '_' and '-', a letter or digit first, not {value!r}")
         return value
-
-
-class OptimizerConfig(Section):
-    """The update rule."""
-
-    name: Literal["sgd", "adamw", "adagrad", "sign_sgd"] = Field(
-        description="torch.optim's rule of that name, or sign_sgd: x <- (1 - lr wd) x - lr sign(g)"
-    )
-    learning_rate: float = Field(gt=0, description="peak learning rate; it has no default")
-    weight_decay: float = Field(0.0, ge=0, description="decay coefficient, not applied to biases and norms")
-    momentum: float = Field(0.0, ge=0, lt=1, description="sgd: momentum coefficient")
-    nesterov: bool = Field(False, description="sgd: Nesterov momentum")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), strict=False, description="adamw: decay rates of the two moments"
-    )
-    eps: float | None = Field(None, gt=0, description="adamw, adagrad: added to the denominator; torch's default")
-
-    @model_validator(mode="after")
-    def _keys_belong_to_rule(self) -> "OptimizerConfig":
-        owners = {"momentum": {"sgd"}, "nesterov": {"sgd"}, "betas": {"adamw"}, "eps": {"adamw", "adagrad"}}
-        for key, owner in owners.items():
-            if self.name not in owner and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: {self.name} has no such setting ({' and '.join(sorted(owner))} only)")
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov: needs momentum above 0")
-        return self
 
 
 class ScheduleConfig(Section):
@@ -179,7 +154,8 @@ class RunConfig(Section):
     def _method_and_optimizer_agree(self) -> "RunConfig":
         name = self.method.name
         bare = "first_order" if self.method.needs_gradient else "mezo"
-        if self.optimizer.name != OPTIMIZERS.get(name, self.optimizer.name):
+        rule = RULES[self.optimizer.name]
+        if rule != OPTIMIZERS.get(name, rule):
             raise ValueError(
                 f"optimizer.name: {self.optimizer.name} contradicts method.name: {name}; leave it out, or write "
                 f"method.name: {bare}"
@@ -191,8 +167,30 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _master_weights_are_of_low_precision(self) -> "RunConfig":
+        if not self.optimizer.master_weights:
+            return self
+        if self.model.dtype == "float32":
+            raise ValueError(
+                "optimizer.master_weights: the weights are float32 themselves; leave it out, or write model.dtype: "
+                "bfloat16"
+            )
+        adapter = self.model.adapter
+        if adapter is not None and not adapter.modules_to_save and self.model.task == "causal_lm":
+            raise ValueError("optimizer.master_weights: adapters are float32 themselves; leave it out")
+        sparse = isinstance(self.method, SpsaConfig | ForwardGradientConfig) and (
+            self.method.directions.structure == "sparse"
+        )
+        if sparse and self.optimizer.is_plain_sgd:
+            raise ValueError(
+                "optimizer.master_weights: method.directions.structure: sparse takes the smaller of the bfloat16 "
+                "weights, which are not quite the smaller of the float32 ones; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _full_steps_have_a_learning_rate(self) -> "RunConfig":
-        plain = self.optimizer.name == "sgd" and self.optimizer.momentum == 0
+        plain = self.optimizer.is_plain_sgd
         if isinstance(self.method, ZoSvrgConfig) and self.method.full_step_scale != 1 and not plain:
             raise ValueError(
                 f"method.full_step_scale: {self.method.full_step_scale:g} is a second learning rate, which only plain "
@@ -246,9 +244,13 @@ class RunConfig(Section):
                 f"training.fsdp: method.directions.structure: {structure} needs whole tensors in every process; leave "
                 "training.fsdp out, or write full or block"
             )
-        for key, present in (("compile", self.model.compile), ("quantization", self.model.quantization is not None)):
+        for key, present in (
+            ("model.compile", self.model.compile),
+            ("model.quantization", self.model.quantization is not None),
+            (f"optimizer.name: {self.optimizer.name}", self.optimizer.name in BITSANDBYTES),
+        ):
             if present:
-                raise ValueError(f"training.fsdp: model.{key} does not go with it; leave one of them out")
+                raise ValueError(f"training.fsdp: {key} does not go with it; leave one of them out")
         if isinstance(self.objective, MetricObjectiveConfig):
             raise ValueError("training.fsdp: objective.type: metric does not go with it; write loss, or leave fsdp out")
         return self

@@ -19,6 +19,11 @@ class SnapshotConfig(Section):
 
     every: Period = Field(Period(1, "epoch"), description="period in epochs or steps")
     set: Literal["all"] | SubsetConfig = Field("all", description="all samples, or {subset: M}")
+    offload: bool = Field(
+        False,
+        description="keep what snapshots hold of the trained parameters' size (a copy of them, a full gradient, the "
+        "sketch and basis of gradient_subspace) in host memory, and bring it to the device tensor by tensor",
+    )
 
     @model_validator(mode="after")
     def _subset_needs_steps(self) -> "SnapshotConfig":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vamo_ft.core.offload import Shelf
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import StateDict
 
@@ -29,13 +30,18 @@ class FrequentDirections:
 
     Args:
         size: k.
+        offload: keep rows and mean in host memory.
     """
 
-    def __init__(self, parameters: TrainableParameters, *, size: int) -> None:
+    def __init__(self, parameters: TrainableParameters, *, size: int, offload: bool = False) -> None:
         self._parameters = parameters
         self._size = size
-        self._rows = [torch.zeros(2 * size, *p.shape, device=p.device) for p in parameters.tensors]
-        self._mean = [torch.zeros(p.shape, device=p.device) for p in parameters.tensors]
+        self._rows = Shelf(
+            (torch.zeros(2 * size, *p.shape, device=p.device) for p in parameters.tensors),
+            device=parameters.device,
+            offload=offload,
+        )
+        self._mean = self._rows.like(torch.zeros(p.shape, device=p.device) for p in parameters.tensors)
         self._filled = 0
         self._seen = 0
 
@@ -47,47 +53,48 @@ class FrequentDirections:
     @torch.no_grad()
     def insert(self, gradients: Sequence[Tensor]) -> None:
         """Takes in a gradient, one tensor for each parameter."""
-        if self._seen > 0:  # the first one is its own mean
-            if self._filled == 2 * self._size:
-                self._shrink()
-            for row, gradient, mean in zip(self._rows, gradients, self._mean, strict=True):
-                row[self._filled] = gradient.float() - mean
-            self._filled += 1
-        for mean, gradient in zip(self._mean, gradients, strict=True):
-            mean.lerp_(gradient.float(), 1.0 if self._seen == 0 else 1 - _MEAN_DECAY)
+        first = self._seen == 0  # it is its own mean
+        if not first and self._filled == 2 * self._size:
+            self._shrink()
+        for index, (mean, gradient) in enumerate(zip(self._mean, gradients, strict=True)):
+            if not first:
+                self._rows.write(index, self._filled, gradient.float() - mean)
+            self._mean[index] = mean.lerp_(gradient.float(), 1.0 if first else 1 - _MEAN_DECAY)
+        self._filled += not first
         self._seen += 1
 
     @torch.no_grad()
-    def leading(self, count: int) -> list[Tensor]:
+    def leading(self, count: int) -> Shelf:
         """The `count` leading directions, orthonormal, largest first.
 
         Returns:
-            one (count, ...) float32 tensor for each parameter; a direction that the sketch does not hold is zero.
+            one (count, ...) float32 tensor for each parameter, kept as the rows are; a direction that the sketch does
+            not hold is zero.
         """
         squares, vectors = self._spectrum()
-        basis = combined(_inverse_roots(squares)[:count, None] * vectors[:, :count].T, self._rows)
+        weights = _inverse_roots(squares)[:count, None] * vectors[:, :count].T
+        basis = self._rows.like(combined(weights, row) for row in self._rows)
         correction = torch.linalg.cholesky(self._products(basis) + _missing(squares[:count]))
         rotation = torch.linalg.inv(correction).contiguous()
         self._parameters.agree_([rotation])
         for place, each in enumerate(basis):  # rotated rows are orthogonal to rounding: mended once, tensor by tensor
-            (basis[place],) = combined(rotation, [each])
+            basis[place] = combined(rotation, each)
         return basis
 
     def state_dict(self) -> StateDict:
         """Rows and mean."""
-        saved = self._parameters.saved
+        saved = self._parameters.saved_all
         return {
-            "rows": [saved(index, row, leading=1) for index, row in enumerate(self._rows)],
-            "mean": [saved(index, mean) for index, mean in enumerate(self._mean)],
+            "rows": saved(self._rows.state(), leading=1),
+            "mean": saved(self._mean.state()),
             "filled": self._filled,
             "seen": self._seen,
         }
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`."""
-        own, device = self._parameters.own, self._parameters.device
-        self._rows = [own(index, row, leading=1).to(device) for index, row in enumerate(state["rows"])]
-        self._mean = [own(index, mean).to(device) for index, mean in enumerate(state["mean"])]
+        own = self._parameters.own_all
+        self._rows, self._mean = self._rows.like(own(state["rows"], leading=1)), self._mean.like(own(state["mean"]))
         self._filled, self._seen = state["filled"], state["seen"]
 
     def _spectrum(self) -> tuple[Tensor, Tensor]:
@@ -104,7 +111,7 @@ class FrequentDirections:
         kept = (squares - squares[self._size - 1]).clamp(min=0.0).sqrt()
         rotation = (kept * _inverse_roots(squares))[:, None] * vectors.T
         for index, row in enumerate(self._rows):
-            (self._rows[index],) = combined(rotation, [row])
+            self._rows[index] = combined(rotation, row)
         self._filled = self._size - 1
 
 
@@ -118,9 +125,9 @@ def inner_products(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def combined(weights: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
-    """The vectors `sum_j weights_ij v_j`, (m, n) weights of n vectors, in the vectors' precision."""
-    return [(weights.to(each.dtype) @ each.flatten(1)).view(len(weights), *each.shape[1:]) for each in vectors]
+def combined(weights: Tensor, vectors: Tensor) -> Tensor:
+    """(m, ...) `sum_j weights_ij v_j`, (m, n) weights of (n, ...) vectors, in the vectors' precision."""
+    return (weights.to(vectors.dtype) @ vectors.flatten(1)).view(len(weights), *vectors.shape[1:])
 
 
 def _inverse_roots(squares: Tensor) -> Tensor:

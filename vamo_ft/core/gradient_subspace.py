@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vamo_ft.core.frequent_directions import FrequentDirections, inner_products
 from vamo_ft.core.hashing import HashKey, random_bits
+from vamo_ft.core.offload import Shelf
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.core.rounding import stochastically_rounded
@@ -34,16 +35,18 @@ class GradientSubspace:
     Args:
         size: k.
         warmup: gradients to see before the first basis is read; k + 1 or more.
+        offload: keep sketch, mean and basis in host memory.
     """
 
     rowwise = False
 
-    def __init__(self, parameters: TrainableParameters, *, size: int, warmup: int) -> None:
+    def __init__(self, parameters: TrainableParameters, *, size: int, warmup: int, offload: bool = False) -> None:
         assert warmup > size, "k directions take k centred gradients, the first of which is the mean"
         self._parameters = parameters
-        self._sketch = FrequentDirections(parameters, size=size)
+        self._sketch = FrequentDirections(parameters, size=size, offload=offload)
         self._size, self.warmup = size, warmup
-        self._basis: list[Tensor] = []  # (k, ...) for each parameter; empty before the first freeze
+        # (k, ...) for each parameter; empty before the first freeze
+        self._basis = Shelf(device=parameters.device, offload=offload)
         self._gram = torch.empty(0)
 
     @staticmethod
@@ -69,11 +72,14 @@ class GradientSubspace:
         """Reads a new basis from the sketch; the old one makes room first.
 
         Args:
-            share: gives all processes the main one's basis, in place, should decompositions differ in a bit.
+            share: gives all processes the main one's basis, in place, should decompositions differ in a bit; called
+                with a tensor at a time.
         """
-        self._basis = []
+        self._basis = self._basis.like(())
         basis = self._sketch.leading(self._size)
-        share(basis)
+        for place, each in enumerate(basis):
+            share([each])
+            basis[place] = each
         self._keep(basis)
 
     def support(self, keys: Sequence[HashKey]) -> tuple[int, ...]:
@@ -134,9 +140,9 @@ class GradientSubspace:
 
         Collective where the parameters are shared out over processes.
         """
-        given = [(basis, tensor) for basis, tensor in zip(self._basis, tensors, strict=True) if tensor is not None]
-        products = inner_products([basis for basis, _ in given], [tensor.unsqueeze(0) for _, tensor in given])
-        products = self._parameters.total(products)
+        given = [(index, tensor) for index, tensor in enumerate(tensors) if tensor is not None]
+        basis = self._basis.part(index for index, _ in given)
+        products = self._parameters.total(inner_products(basis, [tensor.unsqueeze(0) for _, tensor in given]))
         return torch.stack([products[key.probe, 0] for key in keys])
 
     def gram(self, keys: Sequence[HashKey]) -> Tensor:
@@ -151,16 +157,15 @@ class GradientSubspace:
 
     def state_dict(self) -> StateDict:
         """The sketch and the present basis."""
-        basis = [self._parameters.saved(index, each, leading=1) for index, each in enumerate(self._basis)]
+        basis = self._parameters.saved_all(self._basis.state(), leading=1)
         return {"sketch": self._sketch.state_dict(), "basis": basis}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`."""
         self._sketch.load_state_dict(state["sketch"])
         if state["basis"]:
-            own, device = self._parameters.own, self._parameters.device
-            self._keep([own(index, basis, leading=1).to(device) for index, basis in enumerate(state["basis"])])
+            self._keep(self._basis.like(self._parameters.own_all(state["basis"], leading=1)))
 
-    def _keep(self, basis: list[Tensor]) -> None:
+    def _keep(self, basis: Shelf) -> None:
         self._basis = basis
         self._gram = self._parameters.total(inner_products(basis, basis))

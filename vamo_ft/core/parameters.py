@@ -138,17 +138,17 @@ class TrainableParameters:
     def own(self, index: int, tensor: Tensor, *, leading: int = 0) -> Tensor:
         """What this process holds of a tensor from a state tree: the tensor, which may be no more than that already."""
         rows = self._rows[index]
-        if rows is None or tensor.shape[leading] != rows.count:
+        if rows is None or tensor.ndim <= leading or tensor.shape[leading] != rows.count:
             return tensor
         return tensor.narrow(leading, rows.start, rows.stop - rows.start)
 
-    def saved_all(self, tensors: Sequence[Tensor]) -> "list[Tensor | Part]":
+    def saved_all(self, tensors: Sequence[Tensor], *, leading: int = 0) -> "list[Tensor | Part]":
         """One tensor like each parameter, as they stand in a state tree."""
-        return [self.saved(index, tensor) for index, tensor in enumerate(tensors)]
+        return [self.saved(index, tensor, leading=leading) for index, tensor in enumerate(tensors)]
 
-    def own_all(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What this process holds of them, on its device."""
-        return tuple(self.own(index, tensor).to(self.device) for index, tensor in enumerate(tensors))
+    def own_all(self, tensors: Sequence[Tensor], *, leading: int = 0) -> list[Tensor]:
+        """What this process holds of them."""
+        return [self.own(index, tensor, leading=leading) for index, tensor in enumerate(tensors)]
 
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and values; equal exactly when all of them are."""

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.memory import is_allocation_failure
+from vamo_ft.core.offload import Shelf
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.stack import Owners, layer_stacks, owners_of, replace_forward, restore_forward
@@ -29,8 +30,12 @@ _ALIGNMENT = 256  # bytes, at which vectorised kernels expect a tensor to begin
 
 @contextmanager
 def placed_at(parameters: TrainableParameters, values: Sequence[Tensor]) -> Iterator[None]:
-    """Within the block the parameters hold `values`; afterwards, also after an error, their old bits."""
-    saved = parameters.copy()
+    """Within the block the parameters hold `values`; afterwards, also after an error, their old bits.
+
+    These wait where the values come from: in host memory beside values that are kept there.
+    """
+    copies = (tensor.detach().clone() for tensor in parameters.tensors)
+    saved = values.like(copies) if isinstance(values, Shelf) else tuple(copies)
     try:
         parameters.assign(values)
         yield

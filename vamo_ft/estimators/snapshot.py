@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
@@ -46,6 +47,7 @@ class SnapshotSettings:
         orthogonalise: project on the span of the directions; False sums over unit directions.
         normaliser: data or batch, see `DerivativeTable`.
         seed: the run's seed; directions are keyed by (seed, snapshot step, probe).
+        offload: keep the snapshot's parameters in host memory.
     """
 
     num_probes: int
@@ -58,6 +60,7 @@ class SnapshotSettings:
     orthogonalise: bool
     normaliser: Literal["data", "batch"]
     seed: int
+    offload: bool = False
 
 
 @dataclass(slots=True)
@@ -78,7 +81,7 @@ class Snapshot:
     scoring: PassState
     gram: Tensor | None = None
     inverse_gram: Tensor | None = None
-    base: tuple[Tensor, ...] | None = None
+    base: Shelf | None = None
 
 
 class Snapshots:
@@ -115,7 +118,8 @@ class Snapshots:
 
     def begin(self, source: SampleSource, step: int) -> Snapshot:
         """A snapshot at the present parameters, of which nothing is scored yet."""
-        base = self._parameters.copy() if self._settings.source == "recompute" else None
+        settings = self._settings
+        base = shelved(self._parameters, offload=settings.offload) if settings.source == "recompute" else None
         table = self._empty_table(source.num_samples)
         return Snapshot(step=step, table=table, scoring=self._passes.begin(), base=base)
 
@@ -213,7 +217,7 @@ class Snapshots:
                 "step": snapshot.step,
                 "table": snapshot.table.state_dict(),
                 "scoring": snapshot.scoring.state_dict(),
-                "base": None if snapshot.base is None else self._parameters.saved_all(snapshot.base),
+                "base": None if snapshot.base is None else self._parameters.saved_all(snapshot.base.state()),
             }
         return state
 
@@ -223,12 +227,12 @@ class Snapshots:
         saved = state["snapshot"]
         if saved is None or (scoring := self._passes.restored(saved["scoring"])) is None:
             return None
-        base = saved["base"]
+        base, own, device = saved["base"], self._parameters.own_all, self._runtime.device
         snapshot = Snapshot(
             step=saved["step"],
             table=self._empty_table(0),
             scoring=scoring,
-            base=None if base is None else self._parameters.own_all(base),
+            base=None if base is None else Shelf(own(base), device=device, offload=self._settings.offload),
         )
         snapshot.table.load_state_dict(saved["table"])
         if scoring.complete:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError
+from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
@@ -32,6 +33,7 @@ class SvrgSettings:
         subset: M, samples whose mean gradient stands for the mean over all; None takes all.
         normaliser: data divides the batch's correction by `b Tbar` (exactly zero-mean), batch by its own weight.
         seed: the run's seed.
+        offload: keep the snapshot in host memory, once its pass is over.
     """
 
     alpha_at: Callable[[int], float]
@@ -39,6 +41,7 @@ class SvrgSettings:
     subset: int | None
     normaliser: Literal["data", "batch"]
     seed: int
+    offload: bool = False
 
 
 @dataclass(slots=True)
@@ -46,18 +49,18 @@ class _Snapshot:
     """One reference point, complete or still in its pass.
 
     Attributes:
-        sums: `sum_i p_i grad L_i(xs)` over the samples seen so far, float32 or wider.
+        sums: `sum_i p_i grad L_i(xs)` over the samples seen so far, float32 or wider; on the device during the pass.
         weight: () float64, `sum_i p_i t_i` over the same samples.
         num_samples: `sum_i p_i` over all of them, each as often as steps draw it; 0 during the pass.
         base: the parameters xs; None during the pass, in which they do not move.
     """
 
     step: int
-    sums: tuple[Tensor, ...]
+    sums: Shelf
     weight: Tensor
     scoring: PassState
     num_samples: float = 0.0
-    base: tuple[Tensor, ...] | None = None
+    base: Shelf | None = None
 
 
 class Svrg:
@@ -131,11 +134,11 @@ class Svrg:
         return {
             "snapshot": {
                 "step": snapshot.step,
-                "sums": list(snapshot.sums),
+                "sums": snapshot.sums.state(),
                 "weight": snapshot.weight,
                 "num_samples": snapshot.num_samples,
                 "scoring": snapshot.scoring.state_dict(),
-                "base": None if snapshot.base is None else list(snapshot.base),
+                "base": None if snapshot.base is None else snapshot.base.state(),
             }
         }
 
@@ -143,23 +146,29 @@ class Svrg:
         """Restores `state_dict`."""
         self._snapshot, saved, device = None, state["snapshot"], self._runtime.device
         if saved is not None and (scoring := self._passes.restored(saved["scoring"])) is not None:
-            base = saved["base"]
+            base, offload = saved["base"], self._settings.offload
+            sums = (tensor.clone() for tensor in saved["sums"])  # the pass adds to them in place
             self._snapshot = _Snapshot(
                 step=saved["step"],
-                sums=tuple(tensor.to(device, copy=True) for tensor in saved["sums"]),  # the pass adds to them in place
+                sums=Shelf(sums, device=device, offload=offload and scoring.complete),
                 weight=saved["weight"].to(device, copy=True),
                 scoring=scoring,
                 num_samples=saved["num_samples"],
-                base=None if base is None else tuple(tensor.to(device) for tensor in base),
+                base=None if base is None else Shelf(base, device=device, offload=offload),
             )
 
     def _begin(self, step: int) -> _Snapshot:
         self._snapshot = None  # the former one need not be kept while there are sums of a new one
-        sums = tuple(
-            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-            for tensor in self._parameters.tensors
+        device = self._runtime.device
+        sums = Shelf(
+            (
+                torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+                for tensor in self._parameters.tensors
+            ),
+            device=device,
+            offload=False,
         )
-        weight = torch.zeros((), dtype=torch.float64, device=self._runtime.device)
+        weight = torch.zeros((), dtype=torch.float64, device=device)
         return _Snapshot(step=step, sums=sums, weight=weight, scoring=self._passes.begin())
 
     def _score(self, source: SampleSource, snapshot: _Snapshot) -> None:
@@ -186,12 +195,11 @@ class Svrg:
                 f"snapshot of step {snapshot.step}: the full gradient is not finite; the update was not made"
             )
         snapshot.num_samples = float(reference.frequencies.sum())
-        snapshot.base = self._parameters.copy()
+        snapshot.sums = Shelf(snapshot.sums, device=device, offload=self._settings.offload)
+        snapshot.base = shelved(self._parameters, offload=self._settings.offload)
         snapshot.scoring.complete = True
 
-    def _correct(
-        self, snapshot: _Snapshot, base: Sequence[Tensor], micro_batches: Sequence[Batch], *, alpha: float
-    ) -> None:
+    def _correct(self, snapshot: _Snapshot, base: Shelf, micro_batches: Sequence[Batch], *, alpha: float) -> None:
         """`.grad -= alpha / D * sum_{i in I} (grad L_i(xs) - t_i grad f(xs))`, with no second gradient buffer."""
         device = self._runtime.device
         weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()

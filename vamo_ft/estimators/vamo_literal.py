@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError, UsageError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
@@ -39,6 +40,7 @@ class VamoLiteralSettings:
         alpha: coefficient of the correction; None takes the theory's, q/d.
         snapshot_due: whether a new snapshot is due before a step (never asked for step 0).
         seed: the run's seed; directions are keyed by (seed, snapshot step, i q + j).
+        offload: keep the snapshot in host memory, its dense estimate once the pass is over.
     """
 
     num_probes: int
@@ -46,6 +48,7 @@ class VamoLiteralSettings:
     alpha: float | None
     snapshot_due: Callable[[int], bool]
     seed: int
+    offload: bool = False
 
 
 @dataclass(slots=True)
@@ -53,8 +56,8 @@ class _Snapshot:
     """One reference point, complete or still in its pass."""
 
     step: int
-    base: tuple[Tensor, ...]  # xs
-    total: tuple[Tensor, ...]  # sum_i p_i ghat L_i(xs), float32 or wider; p_i: how often steps draw i, on average 1
+    base: Shelf  # xs
+    total: Shelf  # sum_i p_i ghat L_i(xs), float32 or wider; p_i: how often steps draw i, on average 1
     weight: Tensor  # () float64, sum_i p_i t_i
     scoring: PassState
 
@@ -177,8 +180,8 @@ class VamoLiteral:
         return {
             "snapshot": {
                 "step": snapshot.step,
-                "base": list(snapshot.base),
-                "total": list(snapshot.total),
+                "base": snapshot.base.state(),
+                "total": snapshot.total.state(),
                 "weight": snapshot.weight,
                 "scoring": snapshot.scoring.state_dict(),
             }
@@ -188,24 +191,27 @@ class VamoLiteral:
         """Restores `state_dict`; directions are made anew from their keys."""
         self._snapshot, saved = None, state["snapshot"]
         if saved is not None and (scoring := self._passes.restored(saved["scoring"])) is not None:
-            device = self._runtime.device
+            device, offload = self._runtime.device, self._settings.offload
+            total = (tensor.clone() for tensor in saved["total"])  # the pass adds to them in place
             self._snapshot = _Snapshot(
                 step=saved["step"],
-                base=tuple(tensor.to(device) for tensor in saved["base"]),
-                total=tuple(
-                    tensor.to(device, copy=True) for tensor in saved["total"]
-                ),  # the pass adds to them in place
+                base=Shelf(saved["base"], device=device, offload=offload),
+                total=Shelf(total, device=device, offload=offload and scoring.complete),
                 weight=saved["weight"].to(device, copy=True),
                 scoring=scoring,
             )
 
     def _begin(self, step: int) -> _Snapshot:
-        base = self._parameters.copy()
+        device = self._runtime.device
+        total = (
+            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+            for tensor in self._parameters.tensors
+        )
         return _Snapshot(
             step=step,
-            base=base,
-            total=tuple(torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in base),
-            weight=torch.zeros((), dtype=torch.float64, device=self._runtime.device),
+            base=shelved(self._parameters, offload=self._settings.offload),
+            total=Shelf(total, device=device, offload=False),
+            weight=torch.zeros((), dtype=torch.float64, device=device),
             scoring=self._passes.begin(),
         )
 
@@ -234,6 +240,7 @@ class VamoLiteral:
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
                 "not reach the model (method.radius too small for the precision, or frozen parameters)"
             )
+        snapshot.total = Shelf(snapshot.total, device=self._runtime.device, offload=self._settings.offload)
         snapshot.scoring.complete = True
 
     def _coefficients(self, snapshot: _Snapshot, sample: Batch) -> Tensor:

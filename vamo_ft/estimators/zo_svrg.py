@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
@@ -37,6 +38,7 @@ class ZoSvrgSettings:
         seed: the run's seed; directions are keyed by (seed, step, probe).
         piecewise_constant: the objective moves in jumps, as a metric does: losses that are the same at all probe points
             of a snapshot are then no error.
+        offload: keep the snapshot's parameters in host memory.
     """
 
     num_probes: int
@@ -47,6 +49,7 @@ class ZoSvrgSettings:
     full_step_scale: float
     seed: int
     piecewise_constant: bool = False
+    offload: bool = False
 
 
 @dataclass(slots=True)
@@ -63,7 +66,7 @@ class _Snapshot:
     sums: Tensor
     weight: Tensor
     scoring: PassState
-    base: tuple[Tensor, ...] | None = None
+    base: Shelf | None = None
 
 
 class ZoSvrg:
@@ -168,7 +171,7 @@ class ZoSvrg:
                 "sums": snapshot.sums,
                 "weight": snapshot.weight,
                 "scoring": snapshot.scoring.state_dict(),
-                "base": None if snapshot.base is None else list(snapshot.base),
+                "base": None if snapshot.base is None else snapshot.base.state(),
             }
         }
 
@@ -182,7 +185,7 @@ class ZoSvrg:
                 sums=saved["sums"].to(device, copy=True),  # the pass adds to them in place
                 weight=saved["weight"].to(device, copy=True),
                 scoring=scoring,
-                base=None if base is None else tuple(tensor.to(device) for tensor in base),
+                base=None if base is None else Shelf(base, device=device, offload=self._settings.offload),
             )
 
     def _keys(self, step: int, *, first: int) -> tuple[HashKey, ...]:
@@ -217,5 +220,5 @@ class ZoSvrg:
                 f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
                 "not reach the model (method.eps too small for the precision, or frozen parameters)"
             )
-        snapshot.base = self._parameters.copy()
+        snapshot.base = shelved(self._parameters, offload=settings.offload)
         snapshot.scoring.complete = True

@@ -7,7 +7,7 @@ from torch import Tensor
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, StateDict
 from vamo_ft.core.types import Estimate, ProjectedGradient, ProjectedUpdate
-from vamo_ft.optim.carriers import update_rounding
+from vamo_ft.optim.carriers import Carriers, update_rounding
 from vamo_ft.optim.decay import decays
 
 __all__ = ["ProjectedSgd"]
@@ -17,10 +17,12 @@ class ProjectedSgd:
     """`x <- (1 - lr wd) x - lr sum_j c_j z_j`, the directions made anew from their keys in one pass over memory.
 
     Allocates no gradient. Coefficients are rounded to float32. bfloat16 weights are rounded stochastically, so that
-    updates far below one ulp do not vanish in the mean. Biases and norms do not decay, nor do tensors that the step's
-    directions do not reach.
+    updates far below one ulp do not vanish in the mean; or float32 master weights take the update, and they are the
+    nearest rounding of those (see `Carriers`). Biases and norms do not decay, nor do tensors that the step's directions
+    do not reach.
 
     Args:
+        master_weights: keep float32 values of weights of lower precision between the steps.
         max_grad_norm: clips `sqrt(c^T G c)`, the norm of the estimate; for one probe that is |c| sqrt(d), so a small
             bound means normalised descent. None measures and clips nothing.
 
@@ -39,8 +41,10 @@ class ProjectedSgd:
         weight_decay: float,
         max_grad_norm: float | None,
         seed: int,
+        master_weights: bool = False,
     ) -> None:
         self._parameters = parameters
+        self._carriers = Carriers(parameters, seed=seed, master_weights=True) if master_weights else None
         self._directions = directions
         self._weight_decay = weight_decay
         self._max_grad_norm = max_grad_norm
@@ -66,16 +70,20 @@ class ProjectedSgd:
         """Makes an update that is known already; from the same parameters it leads to the same ones, bit for bit."""
         decay = 1 - update.learning_rate * self._weight_decay
         self._directions.axpy_(
-            self._parameters.tensors,
+            self._parameters.tensors if self._carriers is None else self._carriers.tensors,
             -update.learning_rate * update.gradient.coefficients,
             update.gradient.keys,
             scales=[decay if decays(tensor) else 1.0 for tensor in self._parameters.tensors] if decay != 1 else None,
             rounding=update_rounding(self._seed, update.step),
         )
+        if self._carriers is not None:
+            self._carriers.round(self._directions.support(update.gradient.keys))
 
     def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
+        """The master weights by parameter name; nothing else is kept between steps."""
+        return {} if self._carriers is None else self._carriers.state_dict()
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""
+        """Restores `state_dict`."""
+        if self._carriers is not None:
+            self._carriers.load_state_dict(state)

@@ -11,17 +11,20 @@ from vamo_ft.core.dense import dense_sum
 from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.protocols import Directions, StateDict
 from vamo_ft.core.types import Estimate, ProjectedGradient
-from vamo_ft.optim.carriers import Carriers
+from vamo_ft.optim.carriers import MASTER, Carriers
 from vamo_ft.optim.decay import decays
+from vamo_ft.optim.eight_bit import build_from_bitsandbytes, fill_buffers, is_from_bitsandbytes
 from vamo_ft.optim.sign_sgd import SignSgd
 
-__all__ = ["DenseRule", "build_optimizer"]
+__all__ = ["DenseRule", "OptimizerName", "build_optimizer"]
+
+OptimizerName = Literal["sgd", "adamw", "adagrad", "sign_sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
 
 
 def build_optimizer(
     carriers: Carriers,
     *,
-    name: Literal["sgd", "adamw", "adagrad", "sign_sgd"],
+    name: OptimizerName,
     weight_decay: float,
     momentum: float = 0.0,
     nesterov: bool = False,
@@ -30,7 +33,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The rule over the carriers, without weight decay for biases and norms.
 
-    sgd and adagrad add `weight_decay * x` to the gradient; adamw and sign_sgd decay decoupled from it.
+    sgd and adagrad add `weight_decay * x` to the gradient; adamw, in all its forms, and sign_sgd decay decoupled from
+    it. Those with 8bit or paged in their name are bitsandbytes' and need CUDA.
 
     Args:
         eps: added to adamw's or adagrad's denominator; None takes torch's default.
@@ -52,6 +56,8 @@ def build_optimizer(
             return torch.optim.Adagrad(groups, lr=0.0, eps=1e-10 if eps is None else eps)
         case "sign_sgd":
             return SignSgd(groups, lr=0.0)
+        case _:
+            return build_from_bitsandbytes(name, groups, betas=betas, eps=1e-8 if eps is None else eps)
 
 
 class DenseRule:
@@ -111,15 +117,17 @@ class DenseRule:
             self._parameters.tensors[index].grad = gradient
 
     def state_dict(self) -> StateDict:
-        """The rule's tensors by parameter name."""
-        saved: StateDict = {}
+        """The rule's tensors and numbers, and master weights, by parameter name."""
+        masters = self._carriers.state_dict()
+        state: StateDict = {}
         for index, (name, tensor) in enumerate(zip(self._parameters.names, self._carriers.tensors, strict=True)):
-            if (moments := self._optimizer.state.get(tensor)) is not None:
-                saved[name] = {
-                    key: self._parameters.saved(index, value) if value.shape == tensor.shape else value
-                    for key, value in moments.items()
-                }
-        return saved
+            moments = {
+                key: self._parameters.saved(index, value) if _is_like(tensor, value) else value
+                for key, value in self._optimizer.state.get(tensor, {}).items()
+            }
+            if held := {**moments, **masters.get(name, {})}:
+                state[name] = held
+        return state
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restores `state_dict`; each tensor goes where torch keeps it.
@@ -129,16 +137,21 @@ class DenseRule:
         """
         if unknown := sorted(state.keys() - set(self._parameters.names)):
             raise ValueError(f"{unknown[0]} is no trained parameter")
+        self._carriers.load_state_dict(state)
         for index, (name, tensor) in enumerate(zip(self._parameters.names, self._carriers.tensors, strict=True)):
-            if name in state:
+            held = {key: value for key, value in state.get(name, {}).items() if key != MASTER}
+            if held and is_from_bitsandbytes(self._optimizer):
+                fill_buffers(self._optimizer, tensor, held)
+            elif held:
                 fused = self._optimizer.defaults.get("fused")  # else torch counts the steps on the host
                 self._optimizer.state[tensor] = {
-                    key: value.to("cpu") if key == "step" and not fused else self._own(index, value).to(tensor.device)
-                    for key, value in state[name].items()
+                    key: self._parameters.own(index, value).to("cpu" if key == "step" and not fused else tensor.device)
+                    for key, value in held.items()
                 }
 
-    def _own(self, index: int, value: Tensor) -> Tensor:
-        return self._parameters.own(index, value) if value.ndim else value
+
+def _is_like(tensor: Tensor, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == tensor.shape
 
 
 def _on_cuda(carriers: Carriers) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from vamo_ft.core.errors import DivergenceError, StopRequested
-from vamo_ft.core.memory import largest_of, memory_explained
+from vamo_ft.core.memory import KEEP_LESS, largest_of, memory_explained
 from vamo_ft.core.protocols import GradientEstimator, Progress, SampleSource, UpdateRule
 from vamo_ft.core.types import Batch, Estimate
 from vamo_ft.training.callbacks import Callback
@@ -90,7 +90,8 @@ class Trainer:
         try:
             with memory_explained(
                 "the work before a step (its snapshot)",
-                remedy="lower training.forward_batch_tokens, or train an adapter (model.adapter)",
+                remedy="lower training.forward_batch_tokens, keep the snapshot in host memory "
+                "(method.snapshot.offload), or train an adapter (model.adapter)",
             ):
                 state.work += self.estimator.prepare(self.source, state.step)
             if state.step in state.skipped:
@@ -127,7 +128,7 @@ class Trainer:
         learning_rate = self.learning_rate(state.step) * state.learning_rate_scale
         with memory_explained(
             f"the update of a step (batch of {sum(map(len, micro_batches))} samples)",
-            remedy="take an optimizer that keeps less (optimizer.name: sgd), or train an adapter (model.adapter)",
+            remedy=KEEP_LESS,
         ):
             measured = self.update_rule.apply(estimate, learning_rate=learning_rate, step=state.step)
         return estimate, StepRecord(loss, learning_rate, measured, estimate.metrics)
