@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -41,10 +42,12 @@ class Device:
 
     Attributes:
         memory: bytes that a run can have.
+        type: as torch calls it.
     """
 
     name: str
     memory: int
+    type: Literal["cpu", "cuda"]
 
 
 def find_device(gpu: str | None) -> Device:
@@ -56,8 +59,8 @@ def find_device(gpu: str | None) -> Device:
     if gpu is not None:
         if gpu.lower() not in GPUS:
             raise UsageError(f"--gpu {gpu}: is not known; choose from {', '.join(GPUS)}")
-        return Device(gpu.lower(), GPUS[gpu.lower()] * _GIB - _RESERVED)
+        return Device(gpu.lower(), GPUS[gpu.lower()] * _GIB - _RESERVED, "cuda")
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return Device(properties.name, properties.total_memory - _RESERVED)
-    return Device("this machine's main memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return Device(properties.name, properties.total_memory - _RESERVED, "cuda")
+    return Device("this machine's main memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "cpu")

@@ -11,12 +11,13 @@ from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
 from vamo_ft.core.gradient_subspace import GradientSubspace
+from vamo_ft.core.kernels import worth_compiling
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.runtime import free_memory_bytes
 from vamo_ft.core.sparse import SparseDirections
 
-__all__ = ["build_directions"]
+__all__ = ["are_compiled", "build_directions"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -49,6 +50,15 @@ def build_directions(config: RunConfig, parameters: TrainableParameters, module:
         case "gradient_subspace":
             assert directions.warmup_steps is not None
             return _gradient_subspace(parameters, size=config.method.probes, warmup=directions.warmup_steps)
+
+
+def are_compiled(config: RunConfig, numel: int, device_type: str) -> bool:
+    """Whether the method's directions over `numel` elements are made by compiled kernels."""
+    method = config.method
+    if isinstance(method, FirstOrderConfig | SvrgConfig):
+        return False
+    hashed = isinstance(method, VamoLiteralConfig) or method.directions.structure != "gradient_subspace"
+    return hashed and worth_compiling(numel, device_type)
 
 
 def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int) -> GradientSubspace:

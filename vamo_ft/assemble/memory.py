@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vamo_ft.assemble.directions import are_compiled
 from vamo_ft.assemble.parts import Parts
 from vamo_ft.assemble.passes import Outlines, Peak, Reach
 from vamo_ft.assemble.space import num_moments, snapshot_bytes
@@ -19,6 +20,7 @@ from vamo_ft.config.method import (
 )
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
+from vamo_ft.core.kernels import COMPILER_BYTES
 from vamo_ft.core.stack import layer_stacks
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
@@ -60,6 +62,7 @@ class MemoryPlan:
         adapter: of them those of an adapter.
         optimizer: state of the update rule.
         snapshot: what the method keeps between steps.
+        compiler: what compiling the kernels of directions takes in main memory, where the run is there.
         phases: what the run does, each of which peaks at another time.
     """
 
@@ -67,6 +70,7 @@ class MemoryPlan:
     adapter: int
     optimizer: int
     snapshot: int
+    compiler: int
     phases: tuple[Phase, ...]
 
     @property
@@ -77,15 +81,25 @@ class MemoryPlan:
     @property
     def peak(self) -> int:
         """Of the run, once its state is complete."""
-        return self.weights + self.optimizer + self.snapshot + self.highest.total
+        return self.kept + self.highest.total
+
+    @property
+    def kept(self) -> int:
+        """What all phases hold."""
+        return self.weights + self.optimizer + self.snapshot + self.compiler
 
 
 class MemoryPlanner:
-    """Plans any method on one model and its data; a pass that several of them make is followed once."""
+    """Plans any method on one model and its data; a pass that several of them make is followed once.
 
-    def __init__(self, config: RunConfig, parts: Parts) -> None:
+    Args:
+        device_type: of the memory that is planned: "cpu" or "cuda".
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts, *, device_type: str) -> None:
         self._config = config
         self._parts = parts
+        self._device_type = device_type
         self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
         self._probes: dict[tuple[str, object], Peak] = {}
@@ -94,17 +108,22 @@ class MemoryPlanner:
     def plan(self, config: RunConfig, *, micro_batch_size: int) -> MemoryPlan:
         """The memory of a run with another method, optimizer or micro-batch than the planner's."""
         parameters = self._parts.parameters
-        weights = self._outlines.weights
         phases = [*self._method_phases(config, micro_batch_size), self._update(config)]
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
         return MemoryPlan(
-            weights=weights,
+            weights=self._outlines.weights,
             adapter=0 if config.model.adapter is None else sum(tensor.nbytes for tensor in parameters.tensors),
             optimizer=4 * num_moments(config.optimizer) * parameters.numel,
             snapshot=snapshot_bytes(config, parameters, num_samples=self._parts.source.num_samples),
+            compiler=self._compiler_bytes(config),
             phases=tuple(phases),
         )
+
+    def _compiler_bytes(self, config: RunConfig) -> int:
+        """0 where kernels are compiled for a GPU: that takes memory of the machine around it."""
+        on_host = self._device_type == "cpu"
+        return COMPILER_BYTES if on_host and are_compiled(config, self._parts.parameters.numel, "cpu") else 0
 
     def _method_phases(self, config: RunConfig, size: int) -> list[Phase]:
         """The estimate of a step, and a snapshot."""

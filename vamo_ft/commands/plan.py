@@ -108,12 +108,12 @@ def _memory_table(method: MethodPlan) -> Table:
     row("adapter", *[memory.adapter] * len(phases))
     row("optimizer state", *[memory.optimizer] * len(phases))
     row("snapshot", *[memory.snapshot] * len(phases))
+    row("compiler of the kernels", *[memory.compiler] * len(phases))
     row("gradients", *[phase.peak.gradients for phase in phases])
     row("activations, probe buffers", *[phase.peak.activations for phase in phases])
     row("logits", *[phase.peak.logits for phase in phases])
     row("copies, temporaries", *[phase.copies for phase in phases])
-    kept = memory.weights + memory.optimizer + memory.snapshot
-    row("together", *[kept + phase.total for phase in phases])
+    row("together", *[memory.kept + phase.total for phase in phases])
     return table
 
 
