@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.toys import NetworkObjective, SilentProgress, TinyNetwork, ToySource, normal
 from vamo_ft.core.blocks import BlockDirections, model_blocks
 from vamo_ft.core.directions import HashedDirections
-from vamo_ft.core.errors import DriftError, StopRequested
+from vamo_ft.core.errors import DriftError, StopRequested, UsageError
 from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Runtime
@@ -225,6 +225,19 @@ def drift(runtime: Runtime) -> str:
     return ""
 
 
+def unreached(runtime: Runtime) -> str:
+    """What is said of a head that no loss uses."""
+    network = TinyNetwork(WIDTH)
+    network.spare = torch.nn.Linear(2, 1)
+    samples = source()
+    estimator = FirstOrder(NetworkObjective(network), TrainableParameters(network), runtime, seed=7)
+    try:
+        estimator.estimate([samples.batch(range(2)), samples.batch(range(2, 5))], 0)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -232,7 +245,7 @@ def main() -> None:
         assert processes is not None
         runtime = build_runtime(autocast=None)
         found = cases(runtime)
-        said = drift(runtime)
+        said = f"{drift(runtime)}\n{unreached(runtime)}"
         flags = [runtime.any(processes.rank == 1), runtime.any(False), runtime.agreed(processes.rank) == 0]
         found["flags"] = torch.tensor(flags)
         save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{processes.rank}.safetensors")

@@ -13,7 +13,6 @@ from tests.test_plan import configured, planned
 from tests.workspace import ADAMW, MEZO, PLAIN, Workspace, merged, weights_in
 from vamo_ft.assemble import plan as planning
 from vamo_ft.assemble.devices import Device
-from vamo_ft.assemble.memory import MemoryPlanner
 from vamo_ft.assemble.parts import build_outline
 from vamo_ft.assemble.space import snapshot_bytes
 from vamo_ft.cli import run
@@ -138,7 +137,7 @@ def test_bytes_of_a_snapshot_are_those_of_the_readme(row: list[str], dtype: str,
         assert snapshot_bytes(config, parameters, num_samples=0) == figure * parameters.numel
         if row[3].startswith("0"):
             config = configured(workspace, merged(PLAIN, {"method": {**method, "snapshot": {"offload": True}}}))
-            assert planned(config).snapshot < 20 * (8 * 4 + 6), "no more than a table"
+            assert planned(config, device_type="cuda").snapshot < 20 * (8 * 4 + 6), "no more than a table"
 
 
 NUMEL = 35_168  # of the tiny model
@@ -157,14 +156,13 @@ OFFLOADED: dict[str, tuple[dict[str, Any], int, int]] = {
 @pytest.mark.parametrize("name", OFFLOADED)
 def test_what_is_offloaded_is_planned_in_host_memory(workspace: Workspace, name: str) -> None:
     method, large, table = OFFLOADED[name]
-    here = planned(configured(workspace, merged(PLAIN, {"method": method})))
+    here = planned(configured(workspace, merged(PLAIN, {"method": method})), device_type="cuda")
     config = configured(workspace, merged(PLAIN, {"method": {**method, "snapshot": {"offload": True}}}))
-    there = planned(config)
+    there = planned(config, device_type="cuda")
     assert (here.host, here.snapshot) == (0, table + large * NUMEL)
     assert (there.host, there.snapshot) == (large * NUMEL, table)
     assert there.peak < here.peak
-    on_host = MemoryPlanner(config, build_outline(config, use_cache=False), on_host=True)
-    assert on_host.plan(config, micro_batch_size=6) == here, "the CPU has one memory"
+    assert planned(config) == here, "the CPU has one memory"
     if name != "vamo_informed":
         visiting = next(phase for phase in there.phases if phase.name in ("correction", "step") and phase.copies)
         assert visiting.copies == LENT
@@ -173,7 +171,7 @@ def test_what_is_offloaded_is_planned_in_host_memory(workspace: Workspace, name:
 def test_the_command_tells_what_lies_on_the_host_and_what_could(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = Device("a small GPU", 2**20)
+    small = Device("a small GPU", 2**20, "cuda")
     monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu: small)
     svrg = {"method": {"name": "svrg"}, "optimizer": {"name": "adamw", "learning_rate": 1e-3}}
     config = workspace.configure(merged(merged(PLAIN, svrg), LOW))

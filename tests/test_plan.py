@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from tests.workspace import ADAMW, LORA, MEZO, PLAIN, VAMO, Workspace, merged
+from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.memory import MemoryPlan, MemoryPlanner, largest_micro_batch
 from vamo_ft.assemble.method import build_update_rule
 from vamo_ft.assemble.parts import Parts, build_outline, build_parts
@@ -22,7 +23,9 @@ from vamo_ft.config.load import load_config
 from vamo_ft.config.method import METHOD_NAMES
 from vamo_ft.config.planned import other_methods
 from vamo_ft.config.schema import RunConfig
+from vamo_ft.core import kernels
 from vamo_ft.core.allocations import AllocationTrace
+from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.protocols import Objective
 from vamo_ft.core.types import Batch
@@ -50,8 +53,9 @@ def configured(workspace: Workspace, changes: dict[str, Any]) -> RunConfig:
     return load_config(Path(workspace.configure(changes))).config
 
 
-def planned(config: RunConfig, *, size: int = 6) -> MemoryPlan:
-    return MemoryPlanner(config, build_outline(config, use_cache=False)).plan(config, micro_batch_size=size)
+def planned(config: RunConfig, *, size: int = 6, device_type: str = "cpu") -> MemoryPlan:
+    planner = MemoryPlanner(config, build_outline(config, use_cache=False), device_type=device_type)
+    return planner.plan(config, micro_batch_size=size)
 
 
 def real(config: RunConfig) -> Parts:
@@ -167,6 +171,33 @@ def test_weights_gradients_and_optimizer_are_those_of_the_run(workspace: Workspa
     assert measured == pytest.approx(update.total, rel=0.5 if low else 0.05)
 
 
+def test_the_compiler_of_kernels_counts_in_main_memory_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    along_gradients = {"name": "vamo", "directions": {"structure": "gradient_subspace"}}
+    changes = {
+        "adamw": {},
+        "mezo": MEZO,
+        "mezo_bcd": merged(MEZO, {"method": {"name": "mezo_bcd"}}),
+        "vamo": VAMO,
+        "vamo along gradients": merged(ADAPTER, {"method": along_gradients}),
+    }
+    configs = {name: configured(workspace, each) for name, each in changes.items()}
+    assert planned(configs["mezo"]).compiler == 0  # too small to be worth it
+    monkeypatch.setattr(kernels, "_COMPILE_FROM", 1)
+    for name, config in configs.items():
+        parts = build_outline(config, use_cache=False)
+        on_cpu, on_cuda = (
+            MemoryPlanner(config, parts, device_type=kind).plan(config, micro_batch_size=6) for kind in ("cpu", "cuda")
+        )
+        assert on_cpu.compiler == (kernels.COMPILER_BYTES if name in ("mezo", "mezo_bcd", "vamo") else 0)
+        assert on_cuda.compiler == 0
+        assert on_cpu.peak == on_cuda.peak + on_cpu.compiler
+        directions = build_directions(config, real(config).parameters, parts.loaded.model)
+        if isinstance(directions, HashedDirections):
+            assert directions.kernel(kernels.displace_, torch.ones(2, 2)) is not kernels.displace_
+
+
 COUNTED: dict[str, dict[str, Any]] = {
     "adamw": ADAMW,
     "vamo": merged(VAMO, {"optimizer": {"name": "adamw"}}),
@@ -209,7 +240,7 @@ def test_the_largest_number_that_fits_is_found() -> None:
 def test_the_largest_micro_batch_fits_and_the_next_does_not(workspace: Workspace) -> None:
     config = configured(workspace, {"data": {"evaluation": None}, "evaluation": {"metrics": ["loss"], "every": None}})
     parts = build_outline(config, use_cache=False)
-    planner = MemoryPlanner(config, parts)
+    planner = MemoryPlanner(config, parts, device_type="cpu")
     peaks = {size: planner.plan(config, micro_batch_size=size).peak for size in range(1, 7)}
     assert sorted(peaks.values()) == list(peaks.values())
     for memory in (peaks[3], peaks[3] - 1, peaks[1] - 1):

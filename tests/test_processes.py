@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.replicas import METHODS, cases
+from tests.replicas import METHODS, cases, unreached
 from tests.workspace import MEZO, Workspace
 from vamo_ft.core.runtime import LocalRuntime
 
@@ -109,6 +109,24 @@ def test_a_difference_in_one_bit_is_found_by_both(replicas: Any) -> None:
     assert "layer.weight" in said
     assert said == same
     assert first["flags"].tolist() == [True, False, True]
+
+
+def test_a_tensor_without_a_gradient_is_told_by_all_in_the_same_words(replicas: Any) -> None:
+    _, (said, same) = replicas
+    expected = unreached(LocalRuntime())
+    assert expected == (
+        "model.freeze: the loss does not depend on 2 of the 4 trained tensors, such as spare.bias; they learn nothing, "
+        "so leave them out: add spare.*"
+    )
+    assert said.splitlines()[1] == same.splitlines()[1] == expected
+
+
+def test_a_wrong_configuration_is_told_once(workspace: Workspace) -> None:
+    workspace.configure({"training": {"stepz": 6}})
+    codes, errors = finish(start("vamo_ft", "train", "config.yaml", cwd=workspace.root))
+    assert codes == [2, 2], errors
+    assert errors[0] == "error: config.yaml:25: training.stepz: unknown key. Did you mean 'steps'?\n"
+    assert errors[1] == ""
 
 
 ENDLESS = {

@@ -1,6 +1,8 @@
 """The commands and what they take. What a command needs is imported inside its function."""
 
+import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,11 +78,15 @@ def _train(
     """Train, or continue where the run stopped."""
     from vamo_ft.commands.settings import load_settings
 
-    settings = load_settings(config, overrides=overrides or [])
+    load = cache(lambda: load_settings(config, overrides=overrides or []))
+    if (
+        os.environ.get("WORLD_SIZE", "1") == "1"
+    ):  # several processes connect first, so that one of them says what is wrong
+        load()
     from vamo_ft.commands.train import train
 
     train(
-        settings,
+        load,
         resume=resume,
         fresh=fresh,
         allow_changes=allow_changes,

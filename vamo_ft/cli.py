@@ -1,11 +1,14 @@
 """The command line: arguments in, exit codes out."""
 
+import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
+from pathlib import Path
 from typing import NoReturn
 
 from vamo_ft.arguments import Options, app
@@ -68,6 +71,7 @@ def _with_debug_first(arguments: Sequence[str]) -> list[str]:
 
 
 def _report(error: Exception, *, debug: bool) -> int:
+    _tell_launcher(error)
     if debug:
         _say("".join(traceback.format_exception(error)), one_line=False)
     code = getattr(error, "exit_code", None)
@@ -87,6 +91,17 @@ def _report(error: Exception, *, debug: bool) -> int:
     return code
 
 
+def _tell_launcher(error: Exception) -> None:
+    """Leaves the message where torchrun and accelerate, which end with a report of their own, take it from."""
+    from vamo_ft.commands.secrets import masked
+
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        text = masked("\n".join(map(_one_line, getattr(error, "problems", None) or [_text(error)])))
+        shown = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": shown}), encoding="utf-8")
+
+
 def _text(error: Exception) -> str:
     try:
         return str(error).strip()
@@ -100,11 +115,15 @@ def _say(text: str, *, one_line: bool = True) -> None:
 
     text = masked(text)
     if one_line:
-        text = " ".join(line.strip() for line in text.splitlines())
-        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        text = _one_line(text)
     try:
         print(text.rstrip("\n"), file=sys.stderr)
     except UnicodeEncodeError:
         print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
     except (OSError, ValueError):  # nobody listens any more
         return
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(line.strip() for line in text.splitlines())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

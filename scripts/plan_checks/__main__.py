@@ -1,12 +1,12 @@
 """Prints planned and measured peaks side by side."""
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from scripts.plan_checks.cases import CASES
+from scripts.plan_checks.clean import clean_environment
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MIB = 1 << 20
@@ -14,15 +14,10 @@ _TOLERANCE = 0.10
 
 
 def _bytes(what: str, case: str) -> int:
-    """What one process said. Freed memory goes back to the system at once: what is resident is what is held."""
-    environment = {
-        **os.environ,
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "0",
-        "OMP_NUM_THREADS": "1",
-    }
+    """What one process said."""
     command = [sys.executable, "-m", "scripts.plan_checks.measured", what, case]
-    done = subprocess.run(command, cwd=_ROOT, env=environment, text=True, capture_output=True, check=False)
+    with clean_environment() as environment:
+        done = subprocess.run(command, cwd=_ROOT, env=environment, text=True, capture_output=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return int(done.stdout.split()[-1])

@@ -1,7 +1,7 @@
 """The peak of one case, planned or of a real run, in a process of its own; prints a number of bytes.
 
 A run's figure is the highest resident size (VmHWM, set back once the model is loaded) less the size before it was
-loaded, when the program and its libraries, the tokenizer and the compiled kernels were there.
+loaded, when the program and its libraries and the tokenizer were there.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _STEPS = 8  # one epoch: the largest batch is among them, and the snapshot befor
 
 
 def _planned(config: RunConfig) -> int:
-    planner = MemoryPlanner(config, build_outline(config))
+    planner = MemoryPlanner(config, build_outline(config), device_type="cpu")
     return planner.plan(config, micro_batch_size=config.training.batch_size).peak
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from tests.toys import NetworkObjective, TinyNetwork, ToySource, exact_gradient, gradient, normal
 from vamo_ft.core.blocks import Block, BlockDirections
 from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.errors import UsageError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions
@@ -138,12 +139,10 @@ def test_only_tensors_that_a_block_of_long_samples_reaches_have_a_gradient():
     assert sorted(seen) == [[False, True], [True, False]]
 
 
-def test_a_parameter_that_short_samples_do_not_use_gets_the_long_ones_part():
+def test_a_parameter_that_is_not_used_is_refused():
     objective, source = network(), toy_source()
     objective.network.register_parameter("unused", torch.nn.Parameter(torch.ones(2, dtype=torch.float64)))
     estimator, _ = addax(objective)
     estimator.prepare(source, 0)
-    estimator.estimate([source.batch(range(8))], 0)
-    unused = objective.network.get_parameter("unused").grad
-    assert unused is not None
-    assert bool(unused.all())
+    with pytest.raises(UsageError, match="learn nothing, so leave them out: add unused"):
+        estimator.estimate([source.batch(range(8))], 0)

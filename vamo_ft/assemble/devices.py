@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -41,12 +42,12 @@ class Device:
 
     Attributes:
         memory: bytes that a run can have.
-        is_host: its memory is the host's.
+        type: as torch calls it.
     """
 
     name: str
     memory: int
-    is_host: bool = False
+    type: Literal["cpu", "cuda"]
 
 
 def find_device(gpu: str | None) -> Device:
@@ -58,9 +59,8 @@ def find_device(gpu: str | None) -> Device:
     if gpu is not None:
         if gpu.lower() not in GPUS:
             raise UsageError(f"--gpu {gpu}: is not known; choose from {', '.join(GPUS)}")
-        return Device(gpu.lower(), GPUS[gpu.lower()] * _GIB - _RESERVED)
+        return Device(gpu.lower(), GPUS[gpu.lower()] * _GIB - _RESERVED, "cuda")
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return Device(properties.name, properties.total_memory - _RESERVED)
-    main_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Device("this machine's main memory", main_memory, is_host=True)
+        return Device(properties.name, properties.total_memory - _RESERVED, "cuda")
+    return Device("this machine's main memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "cpu")

@@ -12,12 +12,13 @@ from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.factored import LowRankDirections, SubspaceDirections
 from vamo_ft.core.gradient_subspace import GradientSubspace
+from vamo_ft.core.kernels import worth_compiling
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.runtime import free_memory_bytes
 from vamo_ft.core.sparse import SparseDirections
 
-__all__ = ["build_directions"]
+__all__ = ["are_compiled", "build_directions"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -53,6 +54,15 @@ def build_directions(config: RunConfig, parameters: TrainableParameters, module:
             offload = config.method.snapshot.offload
             size, warmup = config.method.probes, directions.warmup_steps
             return _gradient_subspace(parameters, size=size, warmup=warmup, offload=offload)
+
+
+def are_compiled(config: RunConfig, numel: int, device_type: str) -> bool:
+    """Whether the method's directions over `numel` elements are made by compiled kernels."""
+    method = config.method
+    if isinstance(method, FirstOrderConfig | SvrgConfig):
+        return False
+    hashed = isinstance(method, VamoLiteralConfig) or method.directions.structure != "gradient_subspace"
+    return hashed and worth_compiling(numel, device_type)
 
 
 def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int, offload: bool) -> GradientSubspace:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vamo_ft.assemble.directions import are_compiled
 from vamo_ft.assemble.parts import Parts
 from vamo_ft.assemble.passes import Outlines, Peak, Reach
 from vamo_ft.assemble.space import offloaded_bytes, optimizer_bytes, paged_bytes, snapshot_bytes
@@ -20,6 +21,7 @@ from vamo_ft.config.method import (
 from vamo_ft.config.optimizer import BITSANDBYTES, RULES
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
+from vamo_ft.core.kernels import COMPILER_BYTES
 from vamo_ft.core.stack import layer_stacks
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
@@ -63,6 +65,7 @@ class MemoryPlan:
         optimizer: state of the update rule, with master weights.
         snapshot: what the method keeps between steps.
         host: what of both is in host memory, or may be; it is not in these two.
+        compiler: what compiling the kernels of directions takes in main memory, where the run is there.
         phases: what the run does, each of which peaks at another time.
     """
 
@@ -71,6 +74,7 @@ class MemoryPlan:
     optimizer: int
     snapshot: int
     host: int
+    compiler: int
     phases: tuple[Phase, ...]
 
     @property
@@ -81,19 +85,24 @@ class MemoryPlan:
     @property
     def peak(self) -> int:
         """Of the run, once its state is complete."""
-        return self.weights + self.optimizer + self.snapshot + self.highest.total
+        return self.kept + self.highest.total
+
+    @property
+    def kept(self) -> int:
+        """What all phases hold."""
+        return self.weights + self.optimizer + self.snapshot + self.compiler
 
 
 class MemoryPlanner:
     """Plans any method on one model and its data; a pass that several of them make is followed once.
 
     Args:
-        on_host: the device is the host, whose memory is the device's.
+        device_type: of the memory that is planned: "cpu" or "cuda".
     """
 
-    def __init__(self, config: RunConfig, parts: Parts, *, on_host: bool = False) -> None:
+    def __init__(self, config: RunConfig, parts: Parts, *, device_type: str) -> None:
         self._config = config
-        self._on_host = on_host
+        self._on_host = device_type == "cpu"  # whose memory is then the device's
         self._parts = parts
         self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
@@ -103,20 +112,24 @@ class MemoryPlanner:
     def plan(self, config: RunConfig, *, micro_batch_size: int) -> MemoryPlan:
         """The memory of a run with another method, optimizer or micro-batch than the planner's."""
         parameters, num_samples = self._parts.parameters, self._parts.source.num_samples
-        weights = self._outlines.weights
         paged = 0 if self._on_host else paged_bytes(config.optimizer, parameters)
         offloaded = 0 if self._on_host else offloaded_bytes(config, parameters)
         phases = [*self._method_phases(config, micro_batch_size), self._update(config)]
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
         return MemoryPlan(
-            weights=weights,
+            weights=self._outlines.weights,
             adapter=0 if config.model.adapter is None else sum(tensor.nbytes for tensor in parameters.tensors),
             optimizer=optimizer_bytes(config.optimizer, parameters) - paged,
             snapshot=snapshot_bytes(config, parameters, num_samples=num_samples) - offloaded,
             host=paged + offloaded,
+            compiler=self._compiler_bytes(config),
             phases=tuple(phases),
         )
+
+    def _compiler_bytes(self, config: RunConfig) -> int:
+        """0 where kernels are compiled for a GPU: that takes memory of the machine around it."""
+        return COMPILER_BYTES if self._on_host and are_compiled(config, self._parts.parameters.numel, "cpu") else 0
 
     def _method_phases(self, config: RunConfig, size: int) -> list[Phase]:
         """The estimate of a step, and a snapshot."""

@@ -143,7 +143,7 @@ def build_plan(
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: a metric's generation is not planned; try --set objective.type=loss")
     parts = build_outline(config, use_cache=use_cache)
-    planner = MemoryPlanner(config, parts, on_host=device.is_host)
+    planner = MemoryPlanner(config, parts, device_type=device.type)
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
     source = parts.source
 
@@ -163,7 +163,8 @@ def build_plan(
     if configured.memory.peak > device.memory and not config.training.activation_checkpointing:
         training = config.training.model_copy(update={"activation_checkpointing": True})
         lighter = config.model_copy(update={"training": training})
-        again = MemoryPlanner(lighter, build_outline(lighter, use_cache=use_cache), on_host=device.is_host)
+        outline = build_outline(lighter, use_cache=use_cache)
+        again = MemoryPlanner(lighter, outline, device_type=device.type)
         checkpointed = again.plan(lighter, micro_batch_size=size).peak
     seconds = None
     if tokens_per_second is not None:

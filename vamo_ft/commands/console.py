@@ -69,7 +69,9 @@ def logging_to(console: Console, *, file: Path | None = None, quiet: bool = Fals
     """
     logger = logging.getLogger("vamo_ft")
     handlers: list[logging.Handler]
-    if console.is_terminal:
+    if console.quiet:
+        handlers = [logging.NullHandler()]
+    elif console.is_terminal:
         handlers = [RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")]
     else:
         handlers = [logging.StreamHandler(console.file)]

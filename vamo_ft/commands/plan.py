@@ -108,12 +108,12 @@ def _memory_table(method: MethodPlan) -> Table:
     row("adapter", *[memory.adapter] * len(phases))
     row("optimizer state", *[memory.optimizer] * len(phases))
     row("snapshot", *[memory.snapshot] * len(phases))
+    row("compiler of the kernels", *[memory.compiler] * len(phases))
     row("gradients", *[phase.peak.gradients for phase in phases])
     row("activations, probe buffers", *[phase.peak.activations for phase in phases])
     row("logits", *[phase.peak.logits for phase in phases])
     row("copies, temporaries", *[phase.copies for phase in phases])
-    kept = memory.weights + memory.optimizer + memory.snapshot
-    row("together", *[kept + phase.total for phase in phases])
+    row("together", *[memory.kept + phase.total for phase in phases])
     return table
 
 
@@ -141,11 +141,11 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
     if found.checkpointed is not None and found.checkpointed < found.configured.memory.peak:
         yield f"training.activation_checkpointing: true (peak {_mib(found.checkpointed)} MiB)"
     optimizer = config.optimizer
-    if optimizer.name == "adamw" and not found.device.is_host:
+    if optimizer.name == "adamw" and found.device.type == "cuda":
         yield "optimizer.name: adamw_8bit, or paged_adamw_8bit"
     if optimizer.master_weights:
         yield "optimizer.master_weights: false"
-    if found.offloadable and not found.device.is_host:
+    if found.offloadable and found.device.type == "cuda":
         yield f"method.snapshot.offload: true ({_mib(found.offloadable)} MiB)"
     if config.model.adapter is None:
         yield "an adapter (model.adapter)"

@@ -39,7 +39,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def train(
-    config: RunConfig,
+    load: Callable[[], RunConfig],
     *,
     resume: str,
     fresh: bool,
@@ -52,6 +52,7 @@ def train(
     Of several processes that a launcher started, the main one does so, and the others take their part of the passes.
 
     Args:
+        load: gives the configuration.
         resume: auto (go on where there is something to go on from), never (refuse to), or a checkpoint's folder.
         fresh: take another name, `<name>-2` and so on, if the first one's directory exists.
         allow_changes: go on from a checkpoint's folder with settings, data or a base model that differ from its own.
@@ -59,11 +60,13 @@ def train(
         ends_process: nothing follows in this process.
 
     Raises:
+        ConfigError: there is something wrong with the configuration.
         VamoFtError: the run could not be started or finished; `exit_code` says how it ended.
         SystemExit: the same in a process that is not the main one.
     """
-    signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
     with connected() as processes:
+        config = load()
+        signals = StopSignals(max_seconds=config.training.max_seconds, last=ends_process)
         part = Part(processes)
         if part.is_main:
             _lead(

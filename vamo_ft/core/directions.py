@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.hashing import BLOCK, HashKey, block_words
-from vamo_ft.core.kernels import accumulate_, compiled, compiler_available, displace_, row_words
+from vamo_ft.core.kernels import accumulate_, compiled, displace_, row_words, worth_compiling
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.rows import Launch, RowPlan, row_positions
 from vamo_ft.core.second_moment import SecondMoment, squared_norm
@@ -25,7 +25,6 @@ Distribution = Literal["rademacher", "gaussian", "sphere"]
 
 _CHUNK = 1 << 20  # elements whose intermediate results exist at one time
 _FUSED = 2  # directions that one kernel adds up; more take long to compile and gain little
-_COMPILE_FROM = 1 << 22  # elements; for less, compiling takes longer than it ever saves
 _MOST_KEYS = 16  # keys whose words are kept: 32 bytes for 65,536 elements each
 _MOST_SCALES = 4096  # keys whose norm is kept: one number each, and a pass over memory to find it
 
@@ -56,7 +55,7 @@ class HashedDirections:
         self._parameters = parameters
         self._distribution = distribution
         if compile_kernels is None:
-            compile_kernels = parameters.numel >= _COMPILE_FROM and compiler_available(parameters.device.type)
+            compile_kernels = worth_compiling(parameters.numel, parameters.device.type)
         self._compile = compile_kernels
         self._plans: dict[tuple[object, ...], RowPlan] = {}
         self._words: dict[HashKey, Tensor] = {}

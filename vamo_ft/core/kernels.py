@@ -25,12 +25,28 @@ from torch import Tensor
 from vamo_ft.core.hashing import BLOCK, hashed
 from vamo_ft.core.rounding import stochastically_rounded
 
-__all__ = ["accumulate_", "compiled", "compiler_available", "displace_", "load_compiler", "row_words"]
+__all__ = [
+    "COMPILER_BYTES",
+    "accumulate_",
+    "compiled",
+    "compiler_available",
+    "displace_",
+    "load_compiler",
+    "row_words",
+    "worth_compiling",
+]
 
 Arguments = ParamSpec("Arguments")
 
 _log = logging.getLogger("vamo_ft")
 
+COMPILER_BYTES = 80 << 20
+"""Main memory that compiling these kernels takes at its highest, measured on the CPU with torch 2.13 and an empty cache
+(`python -m scripts.plan_checks.compiler`): 40 to 53 MiB of Python modules and compiled functions, which stay, and 32
+while torch times the guards of a function that it has compiled, for a buffer that empties the processor's cache.
+"""
+
+_COMPILE_FROM = 1 << 22  # elements; for less, compiling takes longer than it ever saves
 _INLINED = 12  # operations; torch's default of 30 takes minutes to compile a hash of many small steps
 _CHUNK = 1 << 20  # elements that the plain kernel, which forms intermediate results, is given at one time
 _VARIANTS = 64  # far more than the precisions, distributions and numbers of directions of one process
@@ -103,6 +119,11 @@ def compiler_available(device_type: str) -> bool:
     if device_type == "cpu":
         return shutil.which(shlex.split(os.environ.get("CXX") or "g++")[-1]) is not None
     return importlib.util.find_spec("triton") is not None
+
+
+def worth_compiling(numel: int, device_type: str) -> bool:
+    """Whether directions of so many elements are made by compiled kernels."""
+    return numel >= _COMPILE_FROM and compiler_available(device_type)
 
 
 def load_compiler() -> None:

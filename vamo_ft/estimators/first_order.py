@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vamo_ft.core.errors import UsageError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
@@ -22,6 +23,9 @@ class FirstOrder:
 
     L_i is a sample's summed loss and t_i its weight, so the result does not depend on how the step is cut into
     micro-batches and shared out over processes. Dropout is on, with masks keyed by (seed, step, micro-batch).
+
+    The first estimate makes sure that every trainable tensor gets a gradient: one that gets none would be trained by
+    weight decay alone, and several processes would wait for it.
     """
 
     def __init__(self, objective: Objective, parameters: TrainableParameters, runtime: Runtime, *, seed: int) -> None:
@@ -29,13 +33,18 @@ class FirstOrder:
         self._parameters = parameters
         self._runtime = runtime
         self._seed = seed
+        self._reaches_all = False
 
     def prepare(self, source: SampleSource, step: int) -> Work:
         """Nothing is due."""
         return Work()
 
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
-        """One forward and one backward pass per sample."""
+        """One forward and one backward pass per sample.
+
+        Raises:
+            UsageError: the loss does not depend on some trainable tensors.
+        """
         self._parameters.clear_gradients()
         self._losses.train()
         device = self._runtime.device
@@ -52,8 +61,21 @@ class FirstOrder:
                 self._runtime.backward(float(counts) * (total / weight.to(total.dtype)).sum())
             if counts:
                 losses.append(total.detach().double())
+        if not self._reaches_all:
+            self._check_reach()
         totals = put_together(self._runtime, micro_batches, losses)
         return Estimate(loss=totals.sum() / weight, work=Work.forward(micro_batches) + Work.backward(micro_batches))
+
+    def _check_reach(self) -> None:
+        names, tensors = self._parameters.names, self._parameters.tensors
+        missed = [name for name, tensor in zip(names, tensors, strict=True) if tensor.grad is None]
+        if missed:
+            patterns = ", ".join(_covering(missed, names))
+            raise UsageError(
+                f"model.freeze: the loss does not depend on {len(missed)} of the {len(names)} trained tensors, such as "
+                f"{missed[0]}; they learn nothing, so leave them out: add {patterns}"
+            )
+        self._reaches_all = True
 
     def state_dict(self) -> StateDict:
         """Nothing is kept between steps."""
@@ -61,3 +83,15 @@ class FirstOrder:
 
     def load_state_dict(self, state: StateDict) -> None:
         """Nothing is kept between steps."""
+
+
+def _covering(some: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    """Patterns that match `some` of the names and no others: `head.*` where all of the head's are among them."""
+    others = set(names) - set(some)
+    found: dict[str, None] = {}
+    for name in some:
+        parts = name.split(".")
+        heads = (".".join(parts[:depth]) + "." for depth in range(1, len(parts)))
+        head = next((head for head in heads if not any(other.startswith(head) for other in others)), None)
+        found[name if head is None else f"{head}*"] = None
+    return list(found)

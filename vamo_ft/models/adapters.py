@@ -87,14 +87,16 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, base: str) -> PeftM
 def freeze(model: PreTrainedModel | PeftModel, patterns: Sequence[str]) -> None:
     """Excludes the parameters whose names match a shell-style pattern from training.
 
-    Names are those of the model itself, without peft's prefix.
+    Names are those of the model itself, with or without peft's prefix.
 
     Raises:
         DataError: a pattern matches nothing, or nothing is left to train.
     """
     parameters = {name.removeprefix(_PREFIX): parameter for name, parameter in model.named_parameters()}
     for pattern in patterns:
-        matching = [parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern)]
+        matching = [
+            parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern.removeprefix(_PREFIX))
+        ]
         if not matching:
             names = list(parameters)
             raise DataError(

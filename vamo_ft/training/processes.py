@@ -106,23 +106,20 @@ class Processes:
         The main process says why. The others leave the block with its exit code and without a word, unless it is gone.
 
         Raises:
-            VamoFtError: the failure, in the main process; in another one that of a lost main process.
+            Exception: the failure, in the main process; in another one that of a lost main process.
             SystemExit: in another one.
         """
         try:
             with self.reasons_told():
                 yield
                 self.any(False)  # nobody leaves, and has a launcher end the others, before the main process is done
-        except VamoFtError as error:
-            self._tell(error)
-            self._leave(_SAVING_SECONDS if isinstance(error, StopRequested) else _ENDING_SECONDS)
-            if self.is_main or isinstance(error, ProcessLostError):
-                raise
-            raise SystemExit(error.exit_code) from None
         except BaseException as error:
             self._tell(error)
-            self._leave(_ENDING_SECONDS)
-            raise
+            self._leave(_SAVING_SECONDS if isinstance(error, StopRequested) else _ENDING_SECONDS)
+            code = _code_of(error)
+            if self.is_main or code is None or isinstance(error, ProcessLostError):
+                raise
+            raise SystemExit(code) from None
         dist.destroy_process_group()
 
     @contextmanager
@@ -136,9 +133,9 @@ class Processes:
 
     def _tell(self, error: BaseException) -> None:
         """Leaves a note, unless another process was first."""
-        code, text = getattr(error, "exit_code", 1), str(error)
-        if not isinstance(error, VamoFtError):
-            text = f"unexpected error: {type(error).__name__}: {text}"
+        code, text = _code_of(error), str(error)
+        if code is None:
+            code, text = 1, f"unexpected error: {type(error).__name__}: {text}"
         if not self.is_main:
             text = f"process {self.rank}: {text}"
         with suppress(RuntimeError):  # the store may be gone with the main process
@@ -174,6 +171,12 @@ class Processes:
             while not self._store.check([_DONE]) and time.monotonic() < deadline:
                 time.sleep(0.05)
             self._store.add(_LEFT, 1)
+
+
+def _code_of(error: BaseException) -> int | None:
+    """The exit code of what the user is told in one line: a `VamoFtError`, or the configuration's `ConfigError`."""
+    code = getattr(error, "exit_code", None)
+    return code if isinstance(code, int) else None
 
 
 def _error_of(note: Sequence[Any]) -> VamoFtError:
