@@ -1,11 +1,13 @@
 """From the `model` section to the model on its device."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Runtime
+from vamo_ft.core.streaming import LayerStream
 from vamo_ft.data.chat import set_chat_template
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
@@ -14,7 +16,15 @@ __all__ = ["build_run_runtime", "load_run_model"]
 
 
 def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
-    """The model on the runtime's device; `weights` is a saved `model/` folder that replaces its values."""
+    """The model on the runtime's device, all of it or what is not streamed.
+
+    Args:
+        weights: a saved `model/` folder that replaces its values.
+
+    Raises:
+        DataError: the model is not what the configuration says.
+        UsageError: it has no layers that could be streamed.
+    """
     loaded = load_model(
         config.model,
         offline=config.run.offline,
@@ -24,6 +34,10 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
     )
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
+    if config.training.stream_layers:
+        trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+        resident = () if config.model.adapter is None else trained
+        return replace(loaded, stream=LayerStream(loaded.model, runtime.device, resident=resident))
     if config.model.quantization is None:  # else it is there already, and does not move
         loaded.model.to(runtime.device)
     return loaded

@@ -96,7 +96,7 @@ def replay_seed_log(
     runtime = build_run_runtime(config)
     model = config.model.model_copy(update={"path": base})
     loaded = load_run_model(config.model_copy(update={"model": model}), runtime=runtime, weights=None)
-    parameters = TrainableParameters(loaded.model)
+    parameters = TrainableParameters(loaded.model, stream=loaded.stream)
     _check_base(log.header["base"], _fingerprint(parameters, loaded.model), path=path, base=base)
     rule = build_update_rule(config, parameters, build_directions(config, parameters, loaded.model))
     if not isinstance(rule, ProjectedSgd):
@@ -124,6 +124,7 @@ def _fingerprint(parameters: TrainableParameters, module: nn.Module) -> dict[str
         f"{name} {tensor.dtype} {tuple(tensor.shape)}"
         for name, tensor in zip(parameters.names, parameters.tensors, strict=True)
     ]
+    parameters.settle()
     return {
         "shapes": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
         "trained": parameters.digest(),

@@ -5,7 +5,8 @@ from itertools import islice
 from pathlib import Path
 
 from vamo_ft.config.method import SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
-from vamo_ft.config.schema import OptimizerConfig, RunConfig
+from vamo_ft.config.optimizer import OptimizerConfig
+from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import SaveError
 from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.parameters import TrainableParameters

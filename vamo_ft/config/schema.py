@@ -22,8 +22,10 @@ from vamo_ft.config.method import (
 )
 from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
 from vamo_ft.config.objective import FREE_TEXT_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
+from vamo_ft.config.optimizer import OptimizerConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
+from vamo_ft.config.streaming import check_streaming
 from vamo_ft.config.tasks import TaskFormat
 
 _FORMAT_NEEDED = {
@@ -137,32 +139,6 @@ class ModelConfig(Section):
         return value
 
 
-class OptimizerConfig(Section):
-    """The update rule."""
-
-    name: Literal["sgd", "adamw", "adagrad", "sign_sgd"] = Field(
-        description="torch.optim's rule of that name, or sign_sgd: x <- (1 - lr wd) x - lr sign(g)"
-    )
-    learning_rate: float = Field(gt=0, description="peak learning rate; it has no default")
-    weight_decay: float = Field(0.0, ge=0, description="decay coefficient, not applied to biases and norms")
-    momentum: float = Field(0.0, ge=0, lt=1, description="sgd: momentum coefficient")
-    nesterov: bool = Field(False, description="sgd: Nesterov momentum")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), strict=False, description="adamw: decay rates of the two moments"
-    )
-    eps: float | None = Field(None, gt=0, description="adamw, adagrad: added to the denominator; torch's default")
-
-    @model_validator(mode="after")
-    def _keys_belong_to_rule(self) -> "OptimizerConfig":
-        owners = {"momentum": {"sgd"}, "nesterov": {"sgd"}, "betas": {"adamw"}, "eps": {"adamw", "adagrad"}}
-        for key, owner in owners.items():
-            if self.name not in owner and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: {self.name} has no such setting ({' and '.join(sorted(owner))} only)")
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov: needs momentum above 0")
-        return self
-
-
 class ScheduleConfig(Section):
     """The learning rate over the run."""
 
@@ -189,6 +165,11 @@ class TrainingConfig(Section):
     autocast: Literal["bfloat16"] | None = Field(None, description="precision of the arithmetic; null: the weights'")
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, a third more compute"
+    )
+    stream_layers: bool = Field(
+        False,
+        description="spsa along full or block directions with plain sgd: keep the model's layers in host memory, and "
+        "two of them on the device. Every forward pass copies all of them there; results keep their bits",
     )
     forward_batch_tokens: int = Field(
         4096,
@@ -299,6 +280,12 @@ class RunConfig(Section):
                 "model.compile: method.name: forward_gradient takes forward derivatives, which compiled code has none "
                 "of; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _streamed_layers_are_only_evaluated(self) -> "RunConfig":
+        if self.training.stream_layers:
+            check_streaming(self.method, self.optimizer, quantized=self.model.quantization is not None)
         return self
 
     @model_validator(mode="after")

@@ -2,11 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+
+from vamo_ft.core.streaming import Change, LayerStream
 
 __all__ = ["Segment", "TrainableParameters", "all_finite", "frozen_digest"]
 
@@ -28,9 +31,13 @@ class TrainableParameters:
 
     An element's offset is its position in the concatenation of the tensors in that order; it keys the element's random
     bits and is the same whatever the device, precision or sharding.
+
+    Args:
+        stream: what holds layers of the module on the host; None: all of it is on one device. Values of what it holds
+            are there after `settle`, and change by `change` alone.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, stream: LayerStream | None = None) -> None:
         named = sorted((name, p) for name, p in module.named_parameters() if p.requires_grad)
         if not named:
             raise ValueError("the module has no parameter that requires a gradient")
@@ -39,11 +46,36 @@ class TrainableParameters:
         ends = list(accumulate(parameter.numel() for parameter in self.tensors))
         self.offsets: tuple[int, ...] = (0, *ends[:-1])
         self.numel: int = ends[-1]
+        self._stream = stream
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.tensors[0].device
+        """Where the parameters are, when they are computed with."""
+        return self.tensors[0].device if self._stream is None else self._stream.device
+
+    def streamed(self, indices: Sequence[int]) -> dict[int, nn.Parameter]:
+        """Those of the parameters `indices` that are on the host while their layer does not run."""
+        if self._stream is None:
+            return {}
+        return {index: self.tensors[index] for index in indices if self._stream.holds(self.tensors[index])}
+
+    def displaced(self, indices: Sequence[int], change: Change) -> AbstractContextManager[None]:
+        """Within the block the streamed parameters `indices` are changed while their layer runs, and not kept so."""
+        tensors = self.streamed(indices)
+        return nullcontext() if self._stream is None or not tensors else self._stream.displaced(tensors, change)
+
+    def change(self, indices: Sequence[int], change: Change) -> None:
+        """Changes the parameters `indices`, in place: streamed ones when they are needed, the others now."""
+        streamed = self.streamed(indices)
+        if here := [index for index in indices if index not in streamed]:
+            change([self.tensors[index] for index in here], here)
+        if self._stream is not None and streamed:
+            self._stream.change(streamed, change)
+
+    def settle(self) -> None:
+        """Makes the changes that wait; belongs before values are read other than by a forward pass of the module."""
+        if self._stream is not None:
+            self._stream.settle()
 
     def segments(self, start: int, stop: int) -> Iterator[Segment]:
         """The stretches of tensors that make up elements [start, stop) of the vector, in order."""
@@ -77,6 +109,7 @@ class TrainableParameters:
 
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and values; equal exactly when all of them are."""
+        self.settle()
         digest = hashlib.sha256()
         for name, tensor in zip(self.names, self.tensors, strict=True):
             _digest_into(digest, name, tensor, tensor.reshape(-1))
@@ -106,5 +139,8 @@ def _digest_into(digest: "hashlib._Hash", name: str, tensor: Tensor, values: Ten
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no element is NaN or infinite; waits for the device."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+    """Whether no element is NaN or infinite, wherever the tensors are; waits for the device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        by_device.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
+    return all(bool(torch.stack(verdicts).all()) for verdicts in by_device.values())
