@@ -41,10 +41,12 @@ class Device:
 
     Attributes:
         memory: bytes that a run can have.
+        on_host: whether that is the host's own.
     """
 
     name: str
     memory: int
+    on_host: bool = False
 
 
 def find_device(gpu: str | None) -> Device:
@@ -60,4 +62,5 @@ def find_device(gpu: str | None) -> Device:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Device(properties.name, properties.total_memory - _RESERVED)
-    return Device("this machine's main memory", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Device("this machine's main memory", memory, on_host=True)

@@ -1,8 +1,11 @@
 """The peak memory of a configured run, part by part, without running it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
+from vamo_ft.assemble.model import resident_parameters
 from vamo_ft.assemble.parts import Parts
 from vamo_ft.assemble.passes import Outlines, Peak, Reach
 from vamo_ft.assemble.space import num_moments, snapshot_bytes
@@ -20,6 +23,7 @@ from vamo_ft.config.method import (
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.optim.carriers import Carriers
@@ -56,7 +60,8 @@ class MemoryPlan:
     """Bytes.
 
     Attributes:
-        weights: all parameters and buffers, tied ones once.
+        weights: all parameters and buffers, tied ones once. Of layers that are streamed two, as long as the largest.
+        host: layers that are streamed, in host memory.
         adapter: of them those of an adapter.
         optimizer: state of the update rule.
         snapshot: what the method keeps between steps.
@@ -68,6 +73,7 @@ class MemoryPlan:
     optimizer: int
     snapshot: int
     phases: tuple[Phase, ...]
+    host: int = 0
 
     @property
     def highest(self) -> Phase:
@@ -81,11 +87,20 @@ class MemoryPlan:
 
 
 class MemoryPlanner:
-    """Plans any method on one model and its data; a pass that several of them make is followed once."""
+    """Plans any method on one model and its data; a pass that several of them make is followed once.
 
-    def __init__(self, config: RunConfig, parts: Parts) -> None:
+    Args:
+        on_host: the device is the host, where layers that are streamed take memory too.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts, *, on_host: bool = False) -> None:
         self._config = config
         self._parts = parts
+        self._on_host = on_host
+        self._streamed: Mapping[nn.Module, Sequence[nn.Parameter]] = {}
+        if config.training.stream_layers:
+            resident = resident_parameters(config, parts.loaded)
+            self._streamed = streamed_parameters(parts.loaded.model, resident=resident)
         self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
         self._probes: dict[tuple[str, object], Peak] = {}
@@ -94,7 +109,9 @@ class MemoryPlanner:
     def plan(self, config: RunConfig, *, micro_batch_size: int) -> MemoryPlan:
         """The memory of a run with another method, optimizer or micro-batch than the planner's."""
         parameters = self._parts.parameters
-        weights = self._outlines.weights
+        layers = [sum(parameter.nbytes for parameter in own) for own in self._streamed.values()]
+        host = sum(layers)
+        weights = self._outlines.weights + 2 * max(layers, default=0) - (0 if self._on_host else host)
         phases = [*self._method_phases(config, micro_batch_size), self._update(config)]
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
@@ -104,6 +121,7 @@ class MemoryPlanner:
             optimizer=4 * num_moments(config.optimizer) * parameters.numel,
             snapshot=snapshot_bytes(config, parameters, num_samples=self._parts.source.num_samples),
             phases=tuple(phases),
+            host=host,
         )
 
     def _method_phases(self, config: RunConfig, size: int) -> list[Phase]:
@@ -193,6 +211,10 @@ class MemoryPlanner:
             largest = max(blocks, key=lambda block: sum(parameters.tensors[index].numel() for index in block.indices))
             layers = [block for block in blocks if id(parameters.tensors[block.indices[0]]) in in_layers]
             supports = [block.indices for block in {block.name: block for block in (largest, *layers[-1:])}.values()]
+        elsewhere = {id(parameter) for own in self._streamed.values() for parameter in own}  # displaced where it is
+        supports = [
+            tuple(index for index in support if id(parameters.tensors[index]) not in elsewhere) for support in supports
+        ]
         return [Reach(parameters.numel, rowwise=structure in _ROWWISE, support=support) for support in supports]
 
     def _evaluated(self) -> Peak:

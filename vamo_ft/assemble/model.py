@@ -4,15 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Runtime
+from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.data.chat import set_chat_template
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
 
-__all__ = ["build_run_runtime", "load_run_model"]
+__all__ = ["build_run_runtime", "load_run_model", "load_whole_model", "resident_parameters"]
 
 
 def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
@@ -35,12 +37,23 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
     if config.training.stream_layers:
-        trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-        resident = () if config.model.adapter is None else trained
+        resident = resident_parameters(config, loaded)
         return replace(loaded, stream=LayerStream(loaded.model, runtime.device, resident=resident))
     if config.model.quantization is None:  # else it is there already, and does not move
         loaded.model.to(runtime.device)
     return loaded
+
+
+def resident_parameters(config: RunConfig, loaded: LoadedModel) -> list[nn.Parameter]:
+    """Those in layers that are not streamed: an adapter's, which are small."""
+    return [] if config.model.adapter is None else [p for p in loaded.model.parameters() if p.requires_grad]
+
+
+def load_whole_model(config: RunConfig, *, weights: Path) -> LoadedModel:
+    """The model in one piece: on the host where the run streams its layers, else on the device."""
+    whole = config.training.model_copy(update={"stream_layers": False})
+    runtime = LocalRuntime() if config.training.stream_layers else build_run_runtime(config)
+    return load_run_model(config.model_copy(update={"training": whole}), runtime=runtime, weights=weights)
 
 
 def build_run_runtime(config: RunConfig) -> Runtime:

@@ -141,7 +141,7 @@ def build_plan(
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: a metric's generation is not planned; try --set objective.type=loss")
     parts = build_outline(config, use_cache=use_cache)
-    planner = MemoryPlanner(config, parts)
+    planner = MemoryPlanner(config, parts, on_host=device.on_host)
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
     source = parts.source
 
@@ -161,7 +161,7 @@ def build_plan(
     if configured.memory.peak > device.memory and not config.training.activation_checkpointing:
         training = config.training.model_copy(update={"activation_checkpointing": True})
         lighter = config.model_copy(update={"training": training})
-        again = MemoryPlanner(lighter, build_outline(lighter, use_cache=use_cache))
+        again = MemoryPlanner(lighter, build_outline(lighter, use_cache=use_cache), on_host=device.on_host)
         checkpointed = again.plan(lighter, micro_batch_size=size).peak
     seconds = None
     if tokens_per_second is not None:

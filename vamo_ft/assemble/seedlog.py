@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ def replay_seed_log(
             task.advance()
     if num_steps == log.num_steps and log.final_digest is not None:
         _compare(parameters, log, path=path)
-    return loaded, num_steps
+    if loaded.stream is not None:
+        loaded.stream.end()
+    return replace(loaded, stream=None), num_steps
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def _fit(found: Plan, config: RunConfig) -> Iterator[str]:
     memory, device = found.configured.memory, found.device
     share = f"peak {_mib(memory.peak)} MiB, in the {memory.highest.name}; {device.name} has {_mib(device.memory)} MiB"
     yield f"{share}: {'it fits' if found.fits else 'it does not fit'}"
+    if memory.host:
+        yield f"on the host: layers of {_mib(memory.host)} MiB together, which every forward pass copies to the device"
     batch = config.training.batch_size
     if found.largest is None:
         yield "not even a micro-batch of 1 sample fits"
@@ -142,6 +144,8 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
         yield "an adapter (model.adapter)"
     if config.model.dtype == "float32":
         yield "model.dtype: bfloat16"
+    if not found.device.on_host and not config.training.stream_layers and config.why_not_streamed is None:
+        yield "training.stream_layers: true"
     lighter = [each.name for each in found.others if each.memory.peak <= found.device.memory]
     if lighter:
         yield f"a method that fits: {', '.join(lighter)}"

@@ -25,7 +25,7 @@ from vamo_ft.config.objective import FREE_TEXT_METRICS, LossObjectiveConfig, Met
 from vamo_ft.config.optimizer import OptimizerConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
-from vamo_ft.config.streaming import check_streaming
+from vamo_ft.config.streaming import why_not_streamed
 from vamo_ft.config.tasks import TaskFormat
 
 _FORMAT_NEEDED = {
@@ -227,6 +227,11 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     compare: CompareConfig | None = Field(None, description="methods that 'vamo-ft compare' compares")
 
+    @property
+    def why_not_streamed(self) -> str | None:
+        """Why `training.stream_layers` cannot be true; None: it can."""
+        return why_not_streamed(self.method, self.optimizer, quantized=self.model.quantization is not None)
+
     @model_validator(mode="after")
     def _method_and_optimizer_agree(self) -> "RunConfig":
         name = self.method.name
@@ -284,8 +289,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _streamed_layers_are_only_evaluated(self) -> "RunConfig":
-        if self.training.stream_layers:
-            check_streaming(self.method, self.optimizer, quantized=self.model.quantization is not None)
+        if self.training.stream_layers and (reason := self.why_not_streamed) is not None:
+            raise ValueError(f"training.stream_layers: {reason}")
         return self
 
     @model_validator(mode="after")

@@ -9,11 +9,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.stack import layer_stacks, owners_of, replays
 
-__all__ = ["Change", "LayerStream"]
+__all__ = ["Change", "LayerStream", "streamed_parameters"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -23,6 +24,20 @@ _MOST_CHANGES = 8  # that wait for a layer: directions keep the random words of 
 
 Change = Callable[[Sequence[Tensor], Sequence[int]], None]
 """Changes tensors in place; is told the numbers of the parameters whose values they hold."""
+
+
+def streamed_parameters(
+    module: nn.Module, *, resident: Collection[nn.Parameter] = ()
+) -> dict[nn.Module, list[nn.Parameter]]:
+    """For each layer that has some the parameters that it alone uses, without `resident` ones."""
+    layers = [layer for stack in layer_stacks(module) for layer in stack]
+    stay = {id(parameter) for parameter in resident}
+    parameters = [p for p in module.parameters() if id(p) not in stay and p.is_floating_point() and p.numel() > 0]
+    own: dict[nn.Module, list[nn.Parameter]] = {}
+    for parameter, owners in zip(parameters, owners_of(module, parameters), strict=True):
+        if len(owners.layers) == 1 and not owners.outside:
+            own.setdefault(layers[owners.layers[0]], []).append(parameter)
+    return own
 
 
 class LayerStream:
@@ -50,16 +65,13 @@ class LayerStream:
 
     def __init__(self, module: nn.Module, device: torch.device, *, resident: Collection[nn.Parameter] = ()) -> None:
         self.device = device
-        modules = [layer for stack in layer_stacks(module) for layer in stack]
-        own = _own_parameters(module, len(modules), {id(parameter) for parameter in resident})
-        if not any(own):
+        own = streamed_parameters(module, resident=resident)
+        if not own:
             raise UsageError(
                 "training.stream_layers: the model has no stack of layers with weights of their own; leave it out"
             )
-        self._layers = [
-            _Layer(layer, parameters, device) for layer, parameters in zip(modules, own, strict=True) if parameters
-        ]
-        _move_rest(module, device, streamed={id(parameter) for parameters in own for parameter in parameters})
+        self._layers = [_Layer(layer, parameters, device) for layer, parameters in own.items()]
+        _move_rest(module, device, streamed={id(parameter) for parameters in own.values() for parameter in parameters})
         self._places = {
             id(parameter): (number, place)
             for number, layer in enumerate(self._layers)
@@ -71,9 +83,11 @@ class LayerStream:
         self._settled = True
         self._open: int | None = None
         self._displaced: tuple[Change, Mapping[int, _Places]] | None = None
+        self._module = module
+        self._hooks: list[RemovableHandle] = []
         for number, layer in enumerate(self._layers):
-            layer.module.register_forward_pre_hook(self._on_entry(number))
-            layer.module.register_forward_hook(self._on_exit(number), always_call=True)
+            self._hooks.append(layer.module.register_forward_pre_hook(self._on_entry(number)))
+            self._hooks.append(layer.module.register_forward_hook(self._on_exit(number), always_call=True))
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether the parameter is streamed."""
@@ -130,6 +144,13 @@ class LayerStream:
                 "weights of a layer outside of its forward pass, or its weights are not finite; leave it out"
             )
         self.settle()
+
+    def end(self) -> None:
+        """Leaves the module to itself, all of it on the host."""
+        self.settle()
+        for hook in self._hooks:
+            hook.remove()
+        _move_rest(self._module, torch.device("cpu"), streamed=self._places.keys())
 
     def _by_layer(self, tensors: Mapping[int, nn.Parameter]) -> Mapping[int, "_Places"]:
         found: dict[int, list[tuple[int, int]]] = {}
@@ -306,17 +327,6 @@ class _Copies:
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _own_parameters(module: nn.Module, num_layers: int, resident: Collection[int]) -> list[list[nn.Parameter]]:
-    """For each layer the parameters that it alone uses, without those whose ids are `resident`."""
-    parameters = list(module.parameters())
-    own: list[list[nn.Parameter]] = [[] for _ in range(num_layers)]
-    for parameter, owners in zip(parameters, owners_of(module, parameters), strict=True):
-        alone = len(owners.layers) == 1 and not owners.outside
-        if alone and id(parameter) not in resident and parameter.is_floating_point() and parameter.numel() > 0:
-            own[owners.layers[0]].append(parameter)
-    return own
 
 
 def _move_rest(module: nn.Module, device: torch.device, *, streamed: Collection[int]) -> None:
