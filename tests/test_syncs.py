@@ -29,7 +29,7 @@ ELSEWHERE = {"masking_utils.py:_ignore_causal_mask_sdpa"}
 """transformers asks whether a row is padded, up to twice a forward pass."""
 
 REACHING = {"spsa", "mezo", "mezo_bcd", "lozo", "subzero", "sparse_mezo", "addax"}
-REACHING |= {"zo_adam", "zo_sign", "zo_momentum"}
+REACHING |= {"zo_adam", "zo_sign", "zo_momentum", "mezo_streamed"}
 WITHOUT_GRADIENT = (REACHING - {"addax", "zo_adam", "zo_sign", "zo_momentum"}) | {
     "forward_gradient",
     "zo_svrg",
@@ -37,7 +37,7 @@ WITHOUT_GRADIENT = (REACHING - {"addax", "zo_adam", "zo_sign", "zo_momentum"}) |
 }
 
 
-@pytest.mark.parametrize("name", [*METHOD_NAMES, "vamo_recompute"])
+@pytest.mark.parametrize("name", [*METHOD_NAMES, "vamo_recompute", "mezo_streamed"])
 def test_a_step_waits_once_for_each_thing_it_has_to_know(
     name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
