@@ -1,7 +1,7 @@
 """A device of limited memory, simulated on the CPU."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,16 @@ class LimitedDevice(TorchDispatchMode):
     A stream's host memory does not, and nothing but a copy may touch it: what computes with it would have failed on a
     real device.
 
+    Args:
+        held: what is on the device before an operation works on it; what of that the stream holds is not.
+
     Attributes:
         peak: bytes on the device at most.
         uploads: layers that were copied to it.
         write_backs: layers that were copied from it.
     """
 
-    def __init__(self, budget: int, *, stream: LayerStream | None) -> None:
+    def __init__(self, budget: int, *, stream: LayerStream | None, held: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self._budget = budget
         layers = [] if stream is None else stream._layers
@@ -35,8 +38,9 @@ class LimitedDevice(TorchDispatchMode):
         self._host |= {values.untyped_storage()._cdata for layer in layers for values in layer.values}
         self._live: dict[int, int] = {}
         self.peak = self.uploads = self.write_backs = 0
-        for slot in () if stream is None else stream._slots:
-            self._hold(slot.memory)
+        for tensor in (*held, *(() if stream is None else [slot.memory for slot in stream._slots])):
+            if tensor.untyped_storage()._cdata not in self._host:
+                self._hold(tensor)
 
     def __torch_dispatch__(
         self, operation: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
