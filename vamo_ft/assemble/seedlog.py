@@ -127,7 +127,6 @@ def _fingerprint(parameters: TrainableParameters, module: nn.Module) -> dict[str
         f"{name} {tensor.dtype} {tuple(tensor.shape)}"
         for name, tensor in zip(parameters.names, parameters.tensors, strict=True)
     ]
-    parameters.settle()
     return {
         "shapes": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
         "trained": parameters.digest(),
