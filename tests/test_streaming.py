@@ -135,6 +135,16 @@ def test_a_signal_within_a_step_and_an_evaluation_lose_nothing(
     assert workspace.weights() == workspace.weights("whole")
 
 
+def test_weights_too_coarse_for_eps_are_told(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.configure(merged(MEZO, merged(BFLOAT16, {"method": {"eps": 5e-5}, "training": {"steps": 1}})))
+    told = []
+    for arguments in (WHOLE, STREAMED):
+        assert workspace.train(*arguments) == 0
+        told.append([line for line in capsys.readouterr().err.splitlines() if "method.eps: 5e-05" in line])
+    assert len(told[0]) == 1
+    assert told[0] == told[1]
+
+
 def test_compiled_layers_are_streamed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     make = torch.compile
     monkeypatch.setattr(compilation, "compiler_available", lambda device: True)
