@@ -115,6 +115,29 @@ def test_no_more_than_two_layers_have_memory_on_the_device(model: Callable[[], n
     assert seen == list(layers)
 
 
+def test_what_autocast_makes_of_a_layer_goes_with_it() -> None:
+    """It would keep the low-precision weights of all layers until its end."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(64, 64, bias=False) for _ in range(16)])
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            for layer in self.layers:
+                hidden = layer(hidden)
+            return hidden
+
+    module, twin = Deep(), Deep()
+    twin.load_state_dict(module.state_dict())
+    stream, _ = streamed(module)
+    hidden, device = torch.ones(1, 64), LimitedDevice(4 * 64 * 64 * 4, stream=stream)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = twin(hidden)
+        with device:
+            assert torch.equal(module(hidden), expected)
+
+
 def test_a_change_waits_for_the_next_pass_and_is_made_once() -> None:
     module, twin = Layers(), Layers()
     stream, parameters = streamed(module)

@@ -190,6 +190,8 @@ class LayerStream:
             if self._open == number:
                 self._layers[number].hold(self._layers[number].nothing)
                 self._open = None
+                if torch.is_autocast_enabled(self.device.type):
+                    torch.clear_autocast_cache()  # it keeps weights of low precision for another use
 
         return leave
 
