@@ -16,6 +16,7 @@ from vamo_ft.core.hashing import Domain, HashKey, random_bits
 from vamo_ft.core.offload import Shelf
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import Perturber
+from vamo_ft.core.streaming import LayerStream
 from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Estimate, Work
 from vamo_ft.optim.carriers import Carriers
@@ -181,6 +182,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "adamw_masters": merged(ADAMW, {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}),
     "compiled": merged(VAMO, {"model": {"compile": True}}),
+    "mezo_streamed": merged(MEZO, {"optimizer": {"learning_rate": 1e-4}, "training": {"stream_layers": True}}),
 }
 
 
@@ -217,6 +219,62 @@ def test_nothing_waits_within_an_estimate(name: str, workspace: Workspace, monke
 
     monkeypatch.setattr(Trainer, "_update", watched)
     assert workspace.train() == 0
+
+
+STREAMED: dict[str, dict[str, Any]] = {
+    "mezo": {},
+    "mezo_probes_bfloat16": {
+        "model": {"dtype": "bfloat16"},
+        "method": {"probes": 2},
+        "training": {"micro_batch_size": 2},
+    },
+    "mezo_bcd": {"method": {"name": "mezo_bcd"}},
+    "lora": {"model": {"adapter": LORA}},
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_streamed_run_keeps_every_bit(name: str, workspace: Workspace) -> None:
+    """Copies on a stream of their own come neither too early nor too late: losses and weights are those without."""
+    workspace.configure(merged(merged(MEZO, {"training": {"steps": 12}}), STREAMED[name]))
+    assert workspace.train("--set", "run.name=whole") == 0
+    assert workspace.train("--set", "training.stream_layers=true") == 0
+    assert workspace.metrics() == workspace.metrics("whole")
+    assert workspace.weights() == workspace.weights("whole")
+    assert workspace.seed_log() == workspace.seed_log("whole")
+
+
+class Stack(nn.Module):
+    """Sixteen layers of 2^22 elements, 16 MiB each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2048, 2048, bias=False) for _ in range(16)])
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+@torch.no_grad()
+def test_streamed_layers_are_pinned_on_the_host_and_two_of_them_on_the_device() -> None:
+    device, module, hidden = torch.device("cuda", 0), Stack(), torch.ones(4, 2048)
+    expected = module.double()(hidden.double())
+    module.float()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    stream = LayerStream(module, device)
+    parameters = TrainableParameters(module, stream=stream)
+    assert all(parameter.device.type == "cpu" and parameter.is_pinned() for parameter in module.parameters())
+    for _ in range(3):
+        actual = module(hidden.to(device))
+    torch.testing.assert_close(actual.double().cpu(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    parameters.change(range(16), lambda tensors, indices: [tensor.mul_(0.5) for tensor in tensors] and None)
+    torch.testing.assert_close(module(hidden.to(device)), actual / 2**16, rtol=0, atol=0)  # halving is exact
+    stream.end()
+    assert torch.cuda.max_memory_allocated() - before < 2 * 2**24 + 2**26  # the products' workspace beside them
+    torch.testing.assert_close(module.double()(hidden.double()), expected / 2**16, rtol=1e-9, atol=0)
 
 
 def test_a_mezo_step_takes_little_more_than_inference() -> None:

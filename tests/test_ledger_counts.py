@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vamo_recompute": {"method": {"name": "vamo", "source": "recompute", "difference": "forward", "eps": 0.001}},
     "mezo_forward": {"method": {"name": "mezo", "probes": 3, "difference": "forward"}},
     "mezo_bcd_probes": {"method": {"name": "mezo_bcd", "probes": 2, "directions": {"order": "flip_flop"}}},
+    "mezo_streamed": {"method": {"name": "mezo"}, "training": {"stream_layers": True}},
 }
 
 CASES = {name: merged({"method": {"name": name}}, NEEDS.get(name, {})) for name in METHOD_NAMES} | VARIANTS

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from tests.limited_device import LimitedDevice
+from tests.tiny import tiny_llama
 from tests.workspace import ADAMW, LORA, MEZO, PLAIN, VAMO, Workspace, merged
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.memory import MemoryPlan, MemoryPlanner, largest_micro_batch
@@ -33,6 +35,7 @@ from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe, probe_points
 from vamo_ft.training.progress import SilentProgress
 
+KEY = HashKey(0, Domain.DIRECTION, 0, 0)
 ADAPTER = {"model": {"adapter": LORA}}
 MODELS = {
     "all weights": {},
@@ -135,6 +138,35 @@ def test_probe_points_hold_what_they_hold_on_real_tensors(workspace: Workspace) 
 
     expected = real_peak(loaded, evaluate)
     assert Outlines(config, outline).probes([batch], reach).total == pytest.approx(expected, abs=128)  # a few numbers
+
+
+@pytest.mark.parametrize("changes", [{}, ADAPTER], ids=["full", "adapter"])
+def test_streamed_layers_take_the_memory_of_two(workspace: Workspace, changes: dict[str, Any]) -> None:
+    config = configured(workspace, merged(MEZO, merged(changes, {"training": {"stream_layers": True}})))
+    loaded, layers = real(config), tiny_llama().model.layers
+    parameters, stream = loaded.parameters, loaded.loaded.stream
+    reach = Reach(parameters.numel, rowwise=True, support=tuple(range(len(parameters.tensors))))
+    probe = LossProbe(loaded.objective, parameters, reach, loaded.runtime)
+    device = LimitedDevice(10**9, stream=stream, held=tensors_of(loaded))
+    batch = loaded.source.batch(largest_micro_batch(loaded.source, 6, num_steps=8))
+    with device:
+        for _ in probe.evaluate([batch], probe_points("central", num_probes=1, eps=1e-3), (KEY,)):
+            pass
+
+    plan = planned(config, device_type="cuda")
+    step = next(phase for phase in plan.phases if phase.name == "step")
+    hidden = 4 * 32 * batch.inputs["input_ids"].numel()  # of one layer, which may count as kept for the second point
+    assert -0.01 * device.peak < plan.weights + step.total - device.peak <= hidden
+    assert plan.streamed == sum(parameter.nbytes for parameter in layers.parameters())
+    assert planned(config).weights == plan.weights + plan.streamed
+
+
+def test_the_command_tells_of_layers_on_the_host(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.configure(MEZO)
+    assert run(["plan", "config.yaml", "--gpu", "t4", "--set", "training.stream_layers=true"]) == 0
+    output = capsys.readouterr().out
+    assert "on the host: layers of 0.1 MiB together, which every forward pass copies to the device" in output
+    assert "adamw: training.stream_layers: method.name: adamw needs all layers at once" in output
 
 
 LOW = {"model": {"dtype": "bfloat16"}}

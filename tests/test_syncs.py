@@ -33,7 +33,7 @@ ELSEWHERE = {"masking_utils.py:_ignore_causal_mask_sdpa"}
 LOW: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}
 
 REACHING = {"spsa", "mezo", "mezo_bcd", "lozo", "subzero", "sparse_mezo", "addax"}
-REACHING |= {"zo_adam", "zo_sign", "zo_momentum"}
+REACHING |= {"zo_adam", "zo_sign", "zo_momentum", "mezo_streamed"}
 WITHOUT_GRADIENT = (REACHING - {"addax", "zo_adam", "zo_sign", "zo_momentum"}) | {
     "forward_gradient",
     "zo_svrg",
@@ -51,7 +51,7 @@ REACHING |= {"mezo_masters"}
 WITHOUT_GRADIENT |= {"mezo_masters", "zo_svrg_offloaded"}
 
 
-@pytest.mark.parametrize("name", [*METHOD_NAMES, "vamo_recompute", *KEPT_ELSEWHERE])
+@pytest.mark.parametrize("name", [*METHOD_NAMES, "vamo_recompute", "mezo_streamed", *KEPT_ELSEWHERE])
 def test_a_step_waits_once_for_each_thing_it_has_to_know(
     name: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

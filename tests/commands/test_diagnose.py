@@ -107,6 +107,12 @@ def test_mezo_by_blocks(workspace: Workspace, capsys: pytest.CaptureFixture[str]
             "objective.type: metric has no gradient to compare with",
         ),
         (
+            {"method": {"name": "mezo"}, "training": {"stream_layers": True}},
+            [],
+            "training.stream_layers: back-propagation, which losses are compared with, needs all layers at once; try "
+            "--set training.stream_layers=false",
+        ),
+        (
             {"method": {"name": "vamo", "directions": {"structure": "gradient_subspace"}}},
             [],
             "--steps 4: method.directions.warmup_steps asks for 32 before the first snapshot",

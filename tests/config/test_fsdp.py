@@ -40,6 +40,11 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "training.fsdp: model.quantization does not go with it; leave one of them out",
         ),
         (
+            "fsdp: true",
+            "fsdp: true\n  stream_layers: true",
+            "training.fsdp: training.stream_layers does not go with it; leave one of them out",
+        ),
+        (
             "name: adamw",
             "name: adamw_8bit",
             "training.fsdp: optimizer.name: adamw_8bit does not go with it; leave one of them out",

@@ -10,7 +10,7 @@ from vamo_ft.config.method import METHOD_NAMES
 METHODS = f"{', '.join(map(repr, METHOD_NAMES[:-1]))} or {METHOD_NAMES[-1]!r}"
 CLASSIFICATION = 'type: classification\n    template: "{x}"\n    '
 TRAINING_KEYS = (
-    "steps, epochs, batch_size, micro_batch_size, max_grad_norm, autocast, activation_checkpointing, "
+    "steps, epochs, batch_size, micro_batch_size, max_grad_norm, autocast, activation_checkpointing, stream_layers, "
     "forward_batch_tokens, max_seconds, fsdp, check_processes_every, on_divergence, rollbacks"
 )
 

@@ -23,6 +23,7 @@ def check_weights(parameters: TrainableParameters, source: SampleSource, state: 
     Raises:
         DivergenceError: the last update left weights that are not finite.
     """
+    parameters.settle()
     if state.step > 0 and not parameters.all_finite():
         last = state.step - 1
         raise DivergenceError(

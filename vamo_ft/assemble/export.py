@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vamo_ft.assemble.card import build_card
-from vamo_ft.assemble.model import build_run_runtime, load_run_model
+from vamo_ft.assemble.model import load_whole_model
 from vamo_ft.assemble.seedlog import replay_seed_log
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Progress
@@ -45,7 +45,7 @@ def copy_model(
     size = None if packaging.max_shard_size is None else shard_bytes(packaging.max_shard_size)
     larger = size is not None and any(path.stat().st_size > size for path in weights.glob("*.safetensors"))
     if packaging.dtype is not None or (larger and config.model.adapter is None):
-        loaded = load_run_model(config, runtime=build_run_runtime(config), weights=weights)
+        loaded = load_whole_model(config, weights=weights)
         _save(config, directory, loaded, merge=False, run=run, step=step, packaging=packaging)
     else:
         shutil.copytree(weights, directory, dirs_exist_ok=True)
@@ -63,7 +63,7 @@ def merge_model(
     if config.model.quantization is not None:
         _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
     whole = config.model_copy(update={"model": config.model.model_copy(update={"quantization": None})})
-    loaded = load_run_model(whole, runtime=build_run_runtime(config), weights=weights)
+    loaded = load_whole_model(whole, weights=weights)
     _save(config, directory, loaded, merge=True, run=run, step=step, packaging=packaging)
 
 

@@ -1,9 +1,12 @@
 """The peak memory of a configured run, part by part, without running it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from vamo_ft.assemble.directions import are_compiled
+from vamo_ft.assemble.model import resident_parameters
 from vamo_ft.assemble.parts import Parts
 from vamo_ft.assemble.passes import Outlines, Peak, Reach
 from vamo_ft.assemble.space import offloaded_bytes, optimizer_bytes, paged_bytes, snapshot_bytes
@@ -23,6 +26,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.kernels import COMPILER_BYTES
 from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.optim.carriers import Carriers
@@ -60,7 +64,8 @@ class MemoryPlan:
     """Bytes.
 
     Attributes:
-        weights: all parameters and buffers, tied ones once.
+        weights: all parameters and buffers, tied ones once. Of layers that are streamed two, as long as the largest.
+        streamed: layers that are, in host memory.
         adapter: of them those of an adapter.
         optimizer: state of the update rule, with master weights.
         snapshot: what the method keeps between steps.
@@ -70,6 +75,7 @@ class MemoryPlan:
     """
 
     weights: int
+    streamed: int
     adapter: int
     optimizer: int
     snapshot: int
@@ -104,6 +110,10 @@ class MemoryPlanner:
         self._config = config
         self._on_host = device_type == "cpu"  # whose memory is then the device's
         self._parts = parts
+        self._streamed: Mapping[nn.Module, Sequence[nn.Parameter]] = {}
+        if config.training.stream_layers:
+            resident = resident_parameters(config, parts.loaded)
+            self._streamed = streamed_parameters(parts.loaded.model, resident=resident)
         self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
         self._probes: dict[tuple[str, object], Peak] = {}
@@ -114,11 +124,14 @@ class MemoryPlanner:
         parameters, num_samples = self._parts.parameters, self._parts.source.num_samples
         paged = 0 if self._on_host else paged_bytes(config.optimizer, parameters)
         offloaded = 0 if self._on_host else offloaded_bytes(config, parameters)
+        layers = [sum(parameter.nbytes for parameter in own) for own in self._streamed.values()]
+        away = 0 if self._on_host else sum(layers)
         phases = [*self._method_phases(config, micro_batch_size), self._update(config)]
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
         return MemoryPlan(
-            weights=self._outlines.weights,
+            weights=self._outlines.weights + 2 * max(layers, default=0) - away,
+            streamed=sum(layers),
             adapter=0 if config.model.adapter is None else sum(tensor.nbytes for tensor in parameters.tensors),
             optimizer=optimizer_bytes(config.optimizer, parameters) - paged,
             snapshot=snapshot_bytes(config, parameters, num_samples=num_samples) - offloaded,
@@ -228,6 +241,10 @@ class MemoryPlanner:
             largest = max(blocks, key=lambda block: sum(parameters.tensors[index].numel() for index in block.indices))
             layers = [block for block in blocks if id(parameters.tensors[block.indices[0]]) in in_layers]
             supports = [block.indices for block in {block.name: block for block in (largest, *layers[-1:])}.values()]
+        elsewhere = {id(parameter) for own in self._streamed.values() for parameter in own}  # displaced where it is
+        supports = [
+            tuple(index for index in support if id(parameters.tensors[index]) not in elsewhere) for support in supports
+        ]
         return [Reach(parameters.numel, rowwise=structure in _ROWWISE, support=support) for support in supports]
 
     def _evaluated(self) -> Peak:

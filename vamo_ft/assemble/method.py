@@ -237,6 +237,7 @@ def _tell_split(boundary: int, source: SampleSource) -> None:
 
 
 def _warn_of_small_eps(eps: float, parameters: TrainableParameters, *, key: str = "method.eps") -> None:
+    parameters.settle()
     if (share := share_finer_than_ulp(parameters.tensors, eps)) > 0.05:
         _log.warning(
             "%s: %g is below the spacing of representable values of %.0f %% of the weights; probe points are "

@@ -1,23 +1,34 @@
 """From the `model` section to the model on its device."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Runtime
+from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.streaming import LayerStream
 from vamo_ft.data.chat import set_chat_template
 from vamo_ft.models.hollow import load_hollow
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
 
-__all__ = ["build_run_runtime", "load_run_model"]
+__all__ = ["build_run_runtime", "load_run_model", "load_whole_model", "resident_parameters"]
 
 
 def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
-    """The model on the runtime's device; `weights` is a saved `model/` folder that replaces its values.
+    """The model on the runtime's device, all of it or what is not streamed.
 
     Of processes that share it out the main one reads it, and the others are given their parts.
+
+    Args:
+        weights: a saved `model/` folder that replaces its values.
+
+    Raises:
+        DataError: the model is not what the configuration says.
+        UsageError: it has no layers that could be streamed.
     """
     num_labels = len(config.data.format.classes) if config.model.task == "sequence_classification" else None
     new_head = num_labels is not None and config.model.adapter is not None  # is found in what the weights lack
@@ -29,9 +40,24 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         loaded = load_hollow(config.model, offline=config.run.offline, num_labels=num_labels)
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
+    if config.training.stream_layers:
+        resident = resident_parameters(config, loaded)
+        return replace(loaded, stream=LayerStream(loaded.model, runtime.device, resident=resident))
     if config.model.quantization is None:  # else it is there already, and does not move
         runtime.place(loaded.root)
     return loaded
+
+
+def resident_parameters(config: RunConfig, loaded: LoadedModel) -> list[nn.Parameter]:
+    """Those in layers that are not streamed: an adapter's, which are small."""
+    return [] if config.model.adapter is None else [p for p in loaded.model.parameters() if p.requires_grad]
+
+
+def load_whole_model(config: RunConfig, *, weights: Path) -> LoadedModel:
+    """The model in one piece: on the host where the run streams its layers, else on the device."""
+    whole = config.training.model_copy(update={"stream_layers": False})
+    runtime = LocalRuntime() if config.training.stream_layers else build_run_runtime(config)
+    return load_run_model(config.model_copy(update={"training": whole}), runtime=runtime, weights=weights)
 
 
 def build_run_runtime(config: RunConfig) -> Runtime:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vamo_ft.assemble.data import build_cache, tell_mixture
 from vamo_ft.assemble.directions import build_directions
@@ -18,6 +19,7 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.core.streaming import LayerStream
 from vamo_ft.data.chat import set_chat_template
 from vamo_ft.data.loading import load_samples
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
@@ -125,10 +127,12 @@ def _undirected(
     check_vocabulary(config, loaded, source, *([] if held_out is None else [held_out]))
     _tell_what_is_lost(source)
     objective = build_objective(config, loaded)
+    if loaded.stream is not None:
+        _check_stream(loaded.stream, build_loss(config, loaded), source, runtime)
     ledger = _build_ledger(config, loaded, source, runtime)
     if config.training.activation_checkpointing:
         checkpoint_activations(loaded.model)
-    parameters = TrainableParameters(loaded.model, runtime)
+    parameters = TrainableParameters(loaded.model, runtime, stream=loaded.stream)
     return Parts(loaded, runtime, source, held_out, objective, parameters, None, ledger)
 
 
@@ -168,6 +172,17 @@ def check_vocabulary(config: RunConfig, loaded: LoadedModel, *samples: TrainingS
                 f"model.path: {config.model.path}: the tokenizer gives token {largest}, and the model has an embedding "
                 f"for {rows} tokens; the tokenizer belongs to another model"
             )
+
+
+def _check_stream(stream: LayerStream, objective: Objective, source: TrainingSamples, runtime: Runtime) -> None:
+    batch = source.batch([0]).to(runtime.device)
+
+    def losses() -> Tensor:
+        objective.module.eval()
+        with runtime.autocast():
+            return objective.terms(batch).total
+
+    stream.check(losses)
 
 
 def _build_ledger(config: RunConfig, loaded: LoadedModel, source: TrainingSamples, runtime: Runtime) -> Ledger:

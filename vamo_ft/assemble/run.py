@@ -76,6 +76,7 @@ class Run:
             saved: a folder with the model of another step, whose files are taken; None: the run's model as it is.
         """
         if saved is None:
+            self.parameters.settle()
             save_model(self.loaded.model, self.loaded.tokenizer, directory)
         else:
             shutil.copytree(saved, directory)

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def replay_seed_log(
     runtime = build_run_runtime(config)
     model = config.model.model_copy(update={"path": base})
     loaded = load_run_model(config.model_copy(update={"model": model}), runtime=runtime, weights=None)
-    parameters = TrainableParameters(loaded.model)
+    parameters = TrainableParameters(loaded.model, stream=loaded.stream)
     _check_base(log.header["base"], _fingerprint(parameters, loaded.model), path=path, base=base)
     rule = build_update_rule(config, parameters, build_directions(config, parameters, loaded.model))
     if not isinstance(rule, ProjectedSgd):
@@ -108,7 +109,9 @@ def replay_seed_log(
             task.advance()
     if num_steps == log.num_steps and log.final_digest is not None:
         _compare(parameters, log, path=path)
-    return loaded, num_steps
+    if loaded.stream is not None:
+        loaded.stream.end()
+    return replace(loaded, stream=None), num_steps
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

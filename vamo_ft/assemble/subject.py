@@ -99,6 +99,11 @@ def build_subject(config: RunConfig, progress: Progress, *, use_cache: bool = Tr
         )
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: metric has no gradient to compare with; try --set objective.type=loss")
+    if config.training.stream_layers:
+        raise UsageError(
+            "training.stream_layers: back-propagation, which losses are compared with, needs all layers at once; try "
+            "--set training.stream_layers=false"
+        )
     parts = build_parts(config, weights=None, use_cache=use_cache)
     assert parts.directions is not None
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)

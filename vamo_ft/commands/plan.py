@@ -123,6 +123,9 @@ def _fit(found: Plan, config: RunConfig) -> Iterator[str]:
     yield f"{share}: {'it fits' if found.fits else 'it does not fit'}"
     if memory.host:
         yield f"in host memory, or able to move there: {_mib(memory.host)} MiB, which the table does not count"
+    if memory.streamed:
+        layers = f"layers of {_mib(memory.streamed)} MiB together"
+        yield f"on the host: {layers}, which every forward pass copies to the device"
     batch = config.training.batch_size
     if found.largest is None:
         yield "not even a micro-batch of 1 sample fits"
@@ -151,6 +154,8 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
         yield "an adapter (model.adapter)"
     if config.model.dtype == "float32":
         yield "model.dtype: bfloat16"
+    if found.device.type == "cuda" and not config.training.stream_layers and config.why_not_streamed is None:
+        yield "training.stream_layers: true"
     lighter = [each.name for each in found.others if each.memory.peak <= found.device.memory]
     if lighter:
         yield f"a method that fits: {', '.join(lighter)}"

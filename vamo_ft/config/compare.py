@@ -16,6 +16,7 @@ _FREE = (
     "training.micro_batch_size",
     "training.forward_batch_tokens",
     "training.activation_checkpointing",
+    "training.stream_layers",
     "training.on_divergence",
     "training.rollbacks",
     "method.snapshot.offload",

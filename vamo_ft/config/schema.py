@@ -13,7 +13,6 @@ from vamo_ft.config.comparison import CompareConfig
 from vamo_ft.config.data import DataConfig, same_classes
 from vamo_ft.config.method import (
     OPTIMIZERS,
-    FirstOrderConfig,
     ForwardGradientConfig,
     MethodConfig,
     SpsaConfig,
@@ -24,9 +23,11 @@ from vamo_ft.config.method import (
 from vamo_ft.config.model import ModelConfig
 from vamo_ft.config.monitoring import CheckpointConfig, EvaluationConfig, LoggingConfig
 from vamo_ft.config.objective import FREE_TEXT_METRICS, LossObjectiveConfig, MetricObjectiveConfig, ObjectiveConfig
-from vamo_ft.config.optimizer import BITSANDBYTES, RULES, OptimizerConfig
+from vamo_ft.config.optimizer import RULES, OptimizerConfig
 from vamo_ft.config.period import Period
 from vamo_ft.config.section import Section
+from vamo_ft.config.sharing import why_not_shared
+from vamo_ft.config.streaming import why_not_streamed
 from vamo_ft.config.tasks import TaskFormat
 
 _FORMAT_NEEDED = {
@@ -79,6 +80,11 @@ class TrainingConfig(Section):
     autocast: Literal["bfloat16"] | None = Field(None, description="precision of the arithmetic; null: the weights'")
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, a third more compute"
+    )
+    stream_layers: bool = Field(
+        False,
+        description="spsa along full or block directions with plain sgd: keep the model's layers in host memory, and "
+        "two of them on the device. Every forward pass copies all of them there; results keep their bits",
     )
     forward_batch_tokens: int = Field(
         4096,
@@ -149,6 +155,11 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     compare: CompareConfig | None = Field(None, description="methods that 'vamo-ft compare' compares")
+
+    @property
+    def why_not_streamed(self) -> str | None:
+        """Why `training.stream_layers` cannot be true; None: it can."""
+        return why_not_streamed(self.method, self.optimizer, quantized=self.model.quantization is not None)
 
     @model_validator(mode="after")
     def _method_and_optimizer_agree(self) -> "RunConfig":
@@ -230,29 +241,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_shared_out_model_can_be_trained(self) -> "RunConfig":
-        if not self.training.fsdp:
-            return self
-        method = self.method
-        if not isinstance(method, FirstOrderConfig | SpsaConfig | VamoConfig):
-            raise ValueError(
-                f"training.fsdp: method.name: {method.name} needs whole tensors in every process; leave it out, or "
-                "write adamw, mezo, vamo or one of their kind"
-            )
-        structure = None if isinstance(method, FirstOrderConfig) else method.directions.structure
-        if structure in ("low_rank", "subspace", "sparse"):
-            raise ValueError(
-                f"training.fsdp: method.directions.structure: {structure} needs whole tensors in every process; leave "
-                "training.fsdp out, or write full or block"
-            )
-        for key, present in (
-            ("model.compile", self.model.compile),
-            ("model.quantization", self.model.quantization is not None),
-            (f"optimizer.name: {self.optimizer.name}", self.optimizer.name in BITSANDBYTES),
-        ):
-            if present:
-                raise ValueError(f"training.fsdp: {key} does not go with it; leave one of them out")
-        if isinstance(self.objective, MetricObjectiveConfig):
-            raise ValueError("training.fsdp: objective.type: metric does not go with it; write loss, or leave fsdp out")
+        if self.training.fsdp and (reason := why_not_shared(self)) is not None:
+            raise ValueError(f"training.fsdp: {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _streamed_layers_are_only_evaluated(self) -> "RunConfig":
+        if self.training.stream_layers and (reason := self.why_not_streamed) is not None:
+            raise ValueError(f"training.stream_layers: {reason}")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sharding import Part, own_part
+from vamo_ft.core.streaming import Change, LayerStream
 
 __all__ = ["Segment", "TrainableParameters", "all_finite", "frozen_digest"]
 
@@ -38,6 +40,8 @@ class TrainableParameters:
 
     Args:
         runtime: the processes that the module is shared out over; None: it is not.
+        stream: what holds layers of the module on the host; None: all of it is on one device. Values of what it holds
+            are there after `settle`, and change by `change` alone.
 
     Attributes:
         names: of the tensors.
@@ -49,7 +53,7 @@ class TrainableParameters:
         sharded: whether other processes hold other rows.
     """
 
-    def __init__(self, module: nn.Module, runtime: Runtime | None = None) -> None:
+    def __init__(self, module: nn.Module, runtime: Runtime | None = None, *, stream: LayerStream | None = None) -> None:
         named = sorted((name, p) for name, p in module.named_parameters() if p.requires_grad)
         if not named:
             raise ValueError("the module has no parameter that requires a gradient")
@@ -67,6 +71,7 @@ class TrainableParameters:
         )
         self.sharded = any(rows is not None for rows in self._rows)
         self._runtime = LocalRuntime() if runtime is None else runtime
+        self._stream = stream
 
     @property
     def nbytes(self) -> int:
@@ -81,8 +86,32 @@ class TrainableParameters:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.tensors[0].device
+        """Where the parameters are, when they are computed with."""
+        return self.tensors[0].device if self._stream is None else self._stream.device
+
+    def streamed(self, indices: Sequence[int]) -> dict[int, nn.Parameter]:
+        """Those of the parameters `indices` that are on the host while their layer does not run."""
+        if self._stream is None:
+            return {}
+        return {index: self.tensors[index] for index in indices if self._stream.holds(self.tensors[index])}
+
+    def displaced(self, indices: Sequence[int], change: Change) -> AbstractContextManager[None]:
+        """Within the block the streamed parameters `indices` are changed while their layer runs, and not kept so."""
+        tensors = self.streamed(indices)
+        return nullcontext() if self._stream is None or not tensors else self._stream.displaced(tensors, change)
+
+    def change(self, indices: Sequence[int], change: Change) -> None:
+        """Changes the parameters `indices`, in place: streamed ones when they are needed, the others now."""
+        streamed = self.streamed(indices)
+        if here := [index for index in indices if index not in streamed]:
+            change([self.tensors[index] for index in here], here)
+        if self._stream is not None and streamed:
+            self._stream.change(streamed, change)
+
+    def settle(self) -> None:
+        """Makes the changes that wait; belongs before values are read other than by a forward pass of the module."""
+        if self._stream is not None:
+            self._stream.settle()
 
     def segments(self, start: int, stop: int) -> Iterator[Segment]:
         """The stretches of tensors that make up elements [start, stop) of the vector, in order, where held."""
@@ -152,6 +181,7 @@ class TrainableParameters:
 
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and values; equal exactly when all of them are."""
+        self.settle()
         digest = hashlib.sha256()
         for name, tensor in zip(self.names, self.tensors, strict=True):
             _digest_into(digest, name, tensor, tensor.reshape(-1))
@@ -181,5 +211,8 @@ def _digest_into(digest: "hashlib._Hash", name: str, tensor: Tensor, values: Ten
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no element is NaN or infinite; waits for the device."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+    """Whether no element is NaN or infinite, wherever the tensors are; waits for the device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        by_device.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
+    return all(bool(torch.stack(verdicts).all()) for verdicts in by_device.values())

@@ -60,6 +60,7 @@ class Perturber:
       single blocks) and for small tensors.
     - Streamed: a layer of a stack is displaced when it is entered, into one buffer that all layers share. A large
       embedding is displaced in the rows that are looked up, a large head some rows at a time, in the same buffer.
+    - What a `LayerStream` holds on the host is displaced where it brings it in.
 
     A tensor that several layers share, or a layer and something around it, is copied. Before a set of tensors is
     streamed, one batch is evaluated with all of them turned to NaN outside their layers: a model that reads a weight at
@@ -98,8 +99,9 @@ class Perturber:
             divisible=self._divisible,
         )
         try:
-            point.enter()
-            yield
+            with self._parameters.displaced(point.layout.held, point.displace):
+                point.enter()
+                yield
         finally:
             point.leave()
             self._point = None
@@ -144,7 +146,7 @@ class Perturber:
 
     @cached_property
     def _owners(self) -> tuple[Owners, ...]:
-        return owners_of(self._module, self._parameters)
+        return owners_of(self._module, self._parameters.registered)
 
     def _layout(self, support: tuple[int, ...]) -> "_Layout":
         if support not in self._layouts:
@@ -153,9 +155,11 @@ class Perturber:
 
     def _arranged(self, support: tuple[int, ...]) -> "_Layout":
         tensors = self._parameters.tensors
+        held = tuple(self._parameters.streamed(support))
+        support = tuple(index for index in support if index not in held)
         reached = sum(tensors[index].numel() for index in support)
         if self._whole or reached <= _COPY_UP_TO * sum(p.numel() for p in self._module.parameters()):
-            return _Layout(support, (), ())
+            return _Layout(support, (), (), held)
         layers = [layer for stack in layer_stacks(self._module) for layer in stack]
         copied: list[int] = []
         streamed: dict[int, list[int]] = {}
@@ -169,7 +173,7 @@ class Perturber:
             else:
                 copied.append(index)
         by_layer = tuple((layers[number], tuple(indices)) for number, indices in streamed.items())
-        return _Layout(tuple(copied), by_layer, tuple(rows))
+        return _Layout(tuple(copied), by_layer, tuple(rows), held)
 
     def _by_rows(self, index: int, owners: Owners) -> bool:
         """Whether every use of the tensor is the lookup of a plain embedding or the product of a plain head."""
@@ -196,11 +200,13 @@ class _Layout:
         copied: for as long as the point is held.
         layers: modules, and what is displaced while they run.
         rows: tensors that are displaced row by row, and the embeddings and heads that use them.
+        held: on the host, while their layer does not run.
     """
 
     copied: tuple[int, ...]
     layers: tuple[tuple[nn.Module, tuple[int, ...]], ...]
     rows: tuple[tuple[int, tuple[nn.Module, ...]], ...]
+    held: tuple[int, ...]
 
     @property
     def streams(self) -> bool:
@@ -292,6 +298,10 @@ class _Point:
         self._release()
         self.layout = layout
         self._displace(layout.copied, self._copies)
+
+    def displace(self, values: Sequence[Tensor], indices: Sequence[int]) -> None:
+        """Displaces values of the parameters `indices`, in place."""
+        self._directions.axpy_(values, self._coefficients, [self.key], rounding=self._rounding, indices=indices)
 
     def _release(self) -> None:
         for handle in self._handles:

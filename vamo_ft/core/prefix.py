@@ -4,19 +4,16 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vamo_ft.core.memory import is_allocation_failure
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.stack import Owners, layer_stacks, owners_of, replace_forward, restore_forward
+from vamo_ft.core.stack import Owners, Replay, layer_stacks, owners_of, replace_forward, restore_forward
 
 __all__ = ["PrefixReuse"]
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 _log = logging.getLogger("vamo_ft")
 
@@ -116,7 +113,7 @@ class PrefixReuse:
 
     @cached_property
     def _owners(self) -> tuple[Owners, ...]:
-        return owners_of(self._module, self._parameters)
+        return owners_of(self._module, self._parameters.registered)
 
 
 class _Kept:
@@ -151,7 +148,7 @@ class _Kept:
         before = [vars(layer).get("forward") for layer in self._below]
         try:
             for layer in self._below:
-                replace_forward(layer, _returning(self._output, layer.forward))
+                replace_forward(layer, Replay(self._output, like=layer.forward))
             yield
         finally:
             for layer, previous in zip(self._below, before, strict=True):
@@ -177,12 +174,3 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, Mapping | tuple | list):
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(part)
-
-
-def _returning(value: Result, like: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that is called as `like` and returns `value`."""
-
-    def replay(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
-        return value
-
-    return replay

@@ -1,14 +1,15 @@
 """Which part of a model a parameter belongs to: a layer of a stack, or something around it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from torch import nn
 
-from vamo_ft.core.parameters import TrainableParameters
+__all__ = ["Owners", "Replay", "layer_stacks", "owners_of", "replace_forward", "replays", "restore_forward"]
 
-__all__ = ["Owners", "layer_stacks", "owners_of", "replace_forward", "restore_forward"]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ def layer_stacks(module: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
     return tuple(_stacks(module))
 
 
-def owners_of(module: nn.Module, parameters: TrainableParameters) -> tuple[Owners, ...]:
-    """The owners of every trainable parameter, in the parameters' order; a tied one can have several."""
+def owners_of(module: nn.Module, tensors: Sequence[nn.Parameter]) -> tuple[Owners, ...]:
+    """The owners of each of these parameters of the module; a tied one can have several."""
     layers = [layer for stack in layer_stacks(module) for layer in stack]
     inside = {id(part) for layer in layers for part in layer.modules()}
     by_layer: dict[int, list[int]] = {}
@@ -43,8 +44,7 @@ def owners_of(module: nn.Module, parameters: TrainableParameters) -> tuple[Owner
             for parameter in part.parameters(recurse=False):
                 by_module.setdefault(id(parameter), []).append(part)
     return tuple(
-        Owners(tuple(by_layer.get(id(tensor), ())), tuple(by_module.get(id(tensor), ())))
-        for tensor in parameters.registered
+        Owners(tuple(by_layer.get(id(tensor), ())), tuple(by_module.get(id(tensor), ()))) for tensor in tensors
     )
 
 
@@ -59,6 +59,22 @@ def restore_forward(module: nn.Module, previous: Callable[..., Any] | None) -> N
         module.__dict__.pop("forward", None)
     else:
         module.__dict__["forward"] = previous
+
+
+class Replay(Generic[Arguments, Result]):
+    """Stands in the place of a layer's `forward`, is called as that, reads no weight, and returns a known value."""
+
+    def __init__(self, value: Result, *, like: Callable[Arguments, Result]) -> None:
+        self._value = value
+
+    def __call__(self, *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+        """The value."""
+        return self._value
+
+
+def replays(module: nn.Module) -> bool:
+    """Whether a `Replay` stands in the place of the module's `forward`."""
+    return isinstance(vars(module).get("forward"), Replay)
 
 
 def _stacks(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:

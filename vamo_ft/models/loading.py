@@ -29,6 +29,7 @@ from transformers import (
 from vamo_ft.config.model import ModelConfig, QuantizationConfig
 from vamo_ft.core.allocations import outlines
 from vamo_ft.core.errors import DataError, VamoFtError
+from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
@@ -44,6 +45,7 @@ class LoadedModel:
     """A model on the CPU, its tokenizer, and what the model's forward pass understands.
 
     Attributes:
+        stream: what holds the model's layers on the host; None: nothing does, and the model is on one device.
         tokenizer: always has a pad token, one that the embedding has a row for.
         accepts_position_ids: whether positions can be given, as left padding needs.
         accepts_logits_to_keep: whether logits can be limited to some positions.
@@ -53,6 +55,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     accepts_position_ids: bool
     accepts_logits_to_keep: bool
+    stream: LayerStream | None = None
 
     @property
     def root(self) -> nn.Module:

@@ -1,6 +1,6 @@
 """Plain SGD along a projected gradient, without ever forming it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -68,16 +68,25 @@ class ProjectedSgd:
 
     def replay(self, update: ProjectedUpdate) -> None:
         """Makes an update that is known already; from the same parameters it leads to the same ones, bit for bit."""
-        decay = 1 - update.learning_rate * self._weight_decay
-        self._directions.axpy_(
-            self._parameters.tensors if self._carriers is None else self._carriers.tensors,
-            -update.learning_rate * update.gradient.coefficients,
-            update.gradient.keys,
-            scales=[decay if decays(tensor) else 1.0 for tensor in self._parameters.tensors] if decay != 1 else None,
-            rounding=update_rounding(self._seed, update.step),
-        )
-        if self._carriers is not None:
-            self._carriers.round(self._directions.support(update.gradient.keys))
+        decay, keys = 1 - update.learning_rate * self._weight_decay, update.gradient.keys
+        coefficients = -update.learning_rate * update.gradient.coefficients
+
+        def move(tensors: Sequence[Tensor], indices: Sequence[int]) -> None:
+            self._directions.axpy_(
+                tensors,
+                coefficients,
+                keys,
+                scales=[decay if decays(tensor) else 1.0 for tensor in tensors] if decay != 1 else None,
+                rounding=update_rounding(self._seed, update.step),
+                indices=indices,
+            )
+
+        support = self._directions.support(keys)
+        if self._carriers is None:
+            self._parameters.change(support, move)
+        else:
+            move([self._carriers.tensors[index] for index in support], support)
+            self._carriers.round(support)
 
     def state_dict(self) -> StateDict:
         """The master weights by parameter name; nothing else is kept between steps."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from vamo_ft.core.errors import DriftError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Runtime
+from vamo_ft.core.transfer import to_device
 from vamo_ft.training.callbacks import Callback
 from vamo_ft.training.state import RunState
 
@@ -46,17 +47,20 @@ class ReplicaCheck(Callback):
         Raises:
             DriftError: they differ; in all processes.
         """
-        tensors, names = self._parameters.tensors, self._parameters.names
-        if differ := self._runtime.differing(lambda: bit_sums(tensors)):
+        names = self._parameters.names
+        if differ := self._runtime.differing(self._bit_sums):
             raise DriftError(
                 f"step {state.step}: the processes do not hold the same parameters any more ({len(differ)} of "
                 f"{len(names)} tensors differ, such as {names[differ[0]]}): a device, a driver or an operation "
                 "computed another result in one of them; go on from the last checkpoint, which is from before"
             )
 
+    def _bit_sums(self) -> Tensor:
+        self._parameters.settle()
+        return bit_sums(self._parameters.tensors, device=self._runtime.device)
 
-def bit_sums(tensors: Sequence[Tensor]) -> Tensor:
-    """(t,) int64 sum over each tensor of its elements' bits, read as integers, modulo 2^64."""
-    return torch.stack(
-        [tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
-    )
+
+def bit_sums(tensors: Sequence[Tensor], *, device: torch.device) -> Tensor:
+    """(t,) int64 sum over each tensor of its elements' bits, read as integers, modulo 2^64; on `device`."""
+    sums = [tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
+    return torch.stack([to_device(each, device) for each in sums])
