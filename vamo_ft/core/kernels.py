@@ -41,9 +41,9 @@ Arguments = ParamSpec("Arguments")
 _log = logging.getLogger("vamo_ft")
 
 COMPILER_BYTES = 80 << 20
-"""Main memory that compiling these kernels takes at its highest, measured on the CPU with torch 2.13 and an empty cache:
-78 to 93 MiB alone (`python -m scripts.plan_checks.compiler`), 72 to 84 after the imports of a run. 32 of them are a
-buffer with which torch empties the processor's cache to time a function's guards; the rest stays.
+"""Main memory that compiling these kernels takes at its highest, measured on the CPU with torch 2.13 and no cache: 78
+to 93 MiB alone (`python -m scripts.plan_checks.compiler`), 72 to 84 after the imports of a run. 32 of them are a buffer
+with which torch empties the processor's cache to time a function's guards; the rest stays.
 """
 
 _COMPILE_FROM = 1 << 22  # elements; for less, compiling takes longer than it ever saves
