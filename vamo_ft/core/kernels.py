@@ -42,7 +42,7 @@ _log = logging.getLogger("vamo_ft")
 
 COMPILER_BYTES = 80 << 20
 """Main memory that compiling these kernels takes at its highest, measured on the CPU with torch 2.13 and no cache: 78
-to 93 MiB alone (`python -m scripts.plan_checks.compiler`), 72 to 84 after the imports of a run. 32 of them are a buffer
+to 96 MiB alone (`python -m scripts.plan_checks.compiler`), 72 to 84 after the imports of a run. 32 of them are a buffer
 with which torch empties the processor's cache to time a function's guards; the rest stays.
 """
 
