@@ -313,6 +313,22 @@ def test_the_command_tells_memory_work_and_disk(workspace: Workspace, capsys: py
         assert expected in text, text
 
 
+def test_a_gguf_file_is_planned_as_it_is_loaded_and_measured(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    from tests.tiny_gguf import write_gguf
+
+    write_gguf(workspace.root / "model.gguf")
+    config = configured(workspace, {"model": {"path": "model.gguf"}})
+    places = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors_of(real(config))}
+    assert planned(config).weights == sum(storage.nbytes() for storage in places.values())
+    assert run(["plan", "config.yaml", "--methods", "mezo", "--measure"]) == 0
+    text = capsys.readouterr().out
+    assert "time: 0 min" in text
+    assert "of training (" in text
+
+
 def test_bad_options_are_told_in_a_line(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     config = workspace.configure()
     for options, expected in (

@@ -78,11 +78,11 @@ ELSEWHERE = {
     "scripts/check": "tests/test_scripts.py::test_ci_runs_the_scripts",
     "scripts/test": "tests/test_scripts.py::test_test_hands_its_arguments_to_pytest",
     "scripts/test tests/estimators -k vamo": "tests/test_scripts.py::test_test_hands_its_arguments_to_pytest",
-    "accelerate launch --num-processes 4 -m vamo_ft train my.yaml": (
-        "tests/test_processes.py::test_a_signal_to_one_process_stops_both_and_one_goes_on"
+    "accelerate launch --multi_gpu --num_processes 4 -m vamo_ft train my.yaml": (
+        "tests/test_launchers.py::test_a_run_of_one_process_goes_on_in_four_is_interrupted_and_ends_in_two"
     ),
     "torchrun --nproc-per-node 4 -m vamo_ft train my.yaml": (
-        "tests/test_processes.py::test_a_signal_to_one_process_stops_both_and_one_goes_on"
+        "tests/test_launchers.py::test_a_run_of_one_process_goes_on_in_four_is_interrupted_and_ends_in_two"
     ),
     "scripts/plan_check": "tests/test_scripts.py::test_plan_check_hands_its_arguments_on",
     "scripts/test -m gpu": "tests/test_scripts.py::test_test_hands_its_arguments_to_pytest",

@@ -41,9 +41,9 @@ Arguments = ParamSpec("Arguments")
 _log = logging.getLogger("vamo_ft")
 
 COMPILER_BYTES = 80 << 20
-"""Main memory that compiling these kernels takes at its highest, measured on the CPU with torch 2.13 and an empty cache
-(`python -m scripts.plan_checks.compiler`): 40 to 53 MiB of Python modules and compiled functions, which stay, and 32
-while torch times the guards of a function that it has compiled, for a buffer that empties the processor's cache.
+"""Main memory that compiling these kernels takes at its highest, measured on the CPU with torch 2.13 and no cache: 78
+to 96 MiB alone (`python -m scripts.plan_checks.compiler`), 72 to 84 after the imports of a run. 32 of them are a buffer
+with which torch empties the processor's cache to time a function's guards; the rest stays.
 """
 
 _COMPILE_FROM = 1 << 22  # elements; for less, compiling takes longer than it ever saves
