@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.test_processes import finish, free_port, start, started_run, status
+from tests.tiny import save_model_folder, tiny_llama_classifier
 from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, equal_weights, merged, weights_in
 from vamo_ft.training.checkpoint import open_checkpoint
 
@@ -47,9 +48,9 @@ DIFFERENTIATED: dict[str, dict[str, Any]] = {
 """Gradients are summed in another order."""
 
 
-def configured(workspace: Workspace, name: str, changes: dict[str, Any], *, fsdp: bool) -> str:
+def configured(workspace: Workspace, name: str, changes: dict[str, Any], *, fsdp: bool, processes: int = 2) -> str:
     run = {"run": {"name": f"{name}-{'shared' if fsdp else 'alone'}"}}
-    training = {"training": {"fsdp": fsdp, "micro_batch_size": 3}}
+    training = {"training": {"fsdp": fsdp, "micro_batch_size": 6 // processes}}
     return workspace.configure(merged(merged(changes, training), run), file=f"{run['run']['name']}.yaml")
 
 
@@ -64,8 +65,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
-def trained_alone(workspace: Workspace, name: str, changes: dict[str, Any]) -> Path:
-    config = configured(workspace, name, changes, fsdp=False)
+def trained_alone(workspace: Workspace, name: str, changes: dict[str, Any], *, processes: int = 2) -> Path:
+    config = configured(workspace, name, changes, fsdp=False, processes=processes)
     before = Path.cwd()
     os.chdir(workspace.root)
     try:
@@ -90,6 +91,29 @@ def test_gradients_are_those_of_one_process(name: str, trained: Workspace) -> No
     bits = torch.finfo(next(iter(alone.values())).dtype).eps
     for key, tensor in alone.items():
         torch.testing.assert_close(shared[key], tensor, rtol=bits, atol=max(2e-6, bits / 8))
+
+
+HEAD = {"model": {"path": "classifier", "task": "sequence_classification", "freeze": ["model.*"]}}
+
+IDLE: dict[str, dict[str, Any]] = {
+    "mezo": merged(MEZO, HEAD),
+    "adamw": merged(ADAMW, HEAD),
+    "zo_adam": merged(MEZO, merged(HEAD, {"method": {"name": "zo_adam"}, "model": {"dtype": "bfloat16"}})),
+    "informed": merged(INFORMED, HEAD),
+}
+
+
+def test_a_process_may_have_nothing_to_train(tmp_path: Path) -> None:
+    """The head of two classes has two rows, none of which falls to the third process."""
+    workspace = Workspace(tmp_path)
+    save_model_folder(tmp_path / "classifier", tiny_llama_classifier())
+    files = [configured(workspace, name, case, fsdp=True, processes=3) for name, case in IDLE.items()]
+    arguments = [word for file in files for word in (file, str(free_port()))]
+    codes, errors = finish(start("tests.shards", *arguments, cwd=tmp_path, count=3))
+    assert codes == [0, 0, 0], errors
+    for name, case in IDLE.items():
+        alone = weights_in(trained_alone(workspace, name, case, processes=3))
+        torch.testing.assert_close(weights_in(workspace.directory(f"{name}-shared") / "model"), alone)
 
 
 def test_each_process_saves_its_part(trained: Workspace) -> None:
@@ -134,6 +158,42 @@ def test_a_stopped_run_goes_on_in_four_processes_and_in_one(workspace: Workspace
     for (step, loss), (same, reference) in zip(losses(workspace, "tiny"), losses(workspace, "whole"), strict=True):
         assert step == same
         assert loss == pytest.approx(reference, rel=1e-3)
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "adamw": merged(ADAMW, {"model": {"dtype": "bfloat16"}}),
+    "adagrad": {"method": {"name": "adagrad"}, "optimizer": {"learning_rate": 0.01}},
+    "momentum": {"method": {"name": "sgd"}, "optimizer": {"learning_rate": 0.05, "momentum": 0.9}},
+    "informed": {**INFORMED, "model": {"adapter": LORA}},
+    "recompute": {"method": {**VAMO["method"], "source": "recompute", "alpha": 0.5}},
+    "mezo": MEZO,
+}
+
+
+def test_a_run_shares_the_model_out_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state that one process saved is dealt out to two, and what these save is put together by one."""
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path)
+
+    def lasting(steps: int, *, fsdp: bool, name: str, case: dict[str, Any]) -> str:
+        training = {"steps": steps, "fsdp": fsdp, "micro_batch_size": 3}
+        config = merged({**case, "logging": {"every": "1 steps"}}, {"run": {"name": name}, "training": training})
+        return workspace.configure(config, file=f"{name}-{steps}.yaml")
+
+    for name, case in RULES.items():
+        assert workspace.train(config=lasting(4, fsdp=False, name=name, case=case)) == 0
+    files = [lasting(7, fsdp=True, name=name, case=case) for name, case in RULES.items()]
+    arguments = [word for file in files for word in (file, str(free_port()))]
+    codes, errors = finish(start("tests.shards", *arguments, cwd=tmp_path))
+    assert codes == [0, 0], errors
+    for name, case in RULES.items():
+        assert workspace.train(config=lasting(10, fsdp=False, name=name, case=case)) == 0
+        assert workspace.train(config=lasting(10, fsdp=False, name=f"{name}-whole", case=case)) == 0
+        for (step, loss), (same, reference) in zip(
+            losses(workspace, name), losses(workspace, f"{name}-whole"), strict=True
+        ):
+            assert step == same
+            assert loss == pytest.approx(reference, rel=1e-2 if name == "adamw" else 1e-5), name
 
 
 def losses(workspace: Workspace, name: str) -> list[tuple[int, float]]:

@@ -16,6 +16,7 @@ _FREE = (
     "training.micro_batch_size",
     "training.forward_batch_tokens",
     "training.activation_checkpointing",
+    "training.fsdp",
     "training.on_divergence",
     "training.rollbacks",
     "data.evaluation",
