@@ -43,6 +43,8 @@ DIFFERENTIATED: dict[str, dict[str, Any]] = {
     "sgd_clipped": {"method": {"name": "sgd"}, "optimizer": {"learning_rate": 1.0}, "training": {"max_grad_norm": 0.1}},
     "vamo": merged(VAMO, {"method": {"alpha": 1.0}, "optimizer": {"name": "sgd", "learning_rate": 0.05}}),
     "vamo_recompute": {"method": {**VAMO["method"], "source": "recompute", "alpha": 0.5}},
+    "new_head": {"model": {"task": "sequence_classification"}, "optimizer": {"learning_rate": 1e-3}},
+    "new_head_lora": {**ADAMW, "model": {"task": "sequence_classification", "adapter": LORA}},
     "vamo_lora": {**INFORMED, "model": {"adapter": LORA}},
 }
 """Gradients are summed in another order."""
@@ -149,9 +151,11 @@ def test_a_stopped_run_goes_on_in_four_processes_and_in_one(workspace: Workspace
     done = workspace.metrics()[-1]["step"]
     config = merged(ENDLESS, {"training": {"steps": done + 2}})
     file = workspace.configure(config)
+    base = (workspace.root / "model").rename(workspace.root / "elsewhere")  # the checkpoint has all of it
     codes, errors = finish(start("vamo_ft", "train", file, cwd=workspace.root, count=4))
     assert codes == [0, 0, 0, 0], errors
     assert workspace.train("--set", f"training.steps={done + 4}") == 0
+    base.rename(workspace.root / "model")
     whole = merged(config, {"run": {"name": "whole"}, "training": {"steps": done + 4, "fsdp": False}})
     assert workspace.train(config=workspace.configure(whole)) == 0
     # A rounding of the first steps is followed by AdamW, which divides it by the gradient's own size.

@@ -7,6 +7,7 @@ import torch
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.data.chat import set_chat_template
+from vamo_ft.models.adapters import trained_in_full
 from vamo_ft.models.hollow import load_hollow
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
@@ -20,13 +21,21 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
     Of processes that share it out the main one reads it, and the others are given their parts.
     """
     num_labels = len(config.data.format.classes) if config.model.task == "sequence_classification" else None
-    new_head = num_labels is not None and config.model.adapter is not None  # is found in what the weights lack
-    if runtime.is_main or runtime.share[1] == 1 or new_head:
+    shared_out = runtime.share[1] > 1
+    if runtime.is_main or not shared_out:
         loaded = load_model(
             config.model, offline=config.run.offline, seed=config.run.seed, num_labels=num_labels, weights=weights
         )
+        if shared_out:
+            runtime.agreed(trained_in_full(loaded.model))
     else:
-        loaded = load_hollow(config.model, offline=config.run.offline, num_labels=num_labels)
+        loaded = load_hollow(
+            config.model,
+            offline=config.run.offline,
+            num_labels=num_labels,
+            weights=weights,
+            modules_to_save=runtime.agreed(None),
+        )
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
     if config.model.quantization is None:  # else it is there already, and does not move
