@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from vamo_ft.config.model import ModelConfig, QuantizationConfig
-from vamo_ft.core.allocations import outlines
+from vamo_ft.core.allocations import CopiedOutlines, outlines
 from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
@@ -146,7 +146,8 @@ def load_outline(
         parameters = inspect.signature(model.forward).parameters
         if config.adapter is not None:
             # Not as an outline: peft moves what it makes, which outlines do not.
-            model = add_adapter(model, config, modules_to_save=modules_to_save)
+            with CopiedOutlines():
+                model = add_adapter(model, config, modules_to_save=modules_to_save)
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     outline = nn.Parameter(outlined.from_tensor(parameter), requires_grad=parameter.requires_grad)
