@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.test_processes import finish, free_port, start, started_run, status
-from tests.tiny import save_model_folder, tiny_llama_classifier
-from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, equal_weights, merged, weights_in
+from tests.tiny import save_model_folder, tiny_llama, tiny_llama_classifier, write_jsonl
+from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, base_config, equal_weights, merged, weights_in
 from vamo_ft.training.checkpoint import open_checkpoint
 
 INFORMED = {
@@ -61,6 +62,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The workspace in which two processes have trained every case."""
     workspace = Workspace(tmp_path_factory.mktemp("shared"))
     files = [configured(workspace, name, case, fsdp=True) for name, case in {**PROBED, **DIFFERENTIATED}.items()]
+    workspace.directory("mezo-shared").mkdir(parents=True)
+    (workspace.directory("mezo-shared") / "seedlog.bin").write_bytes(b"of an attempt that did not share the model out")
     arguments = [word for file in files for word in (file, str(free_port()))]
     codes, errors = finish(start("tests.shards", *arguments, cwd=workspace.root))
     assert codes == [0, 0], errors
@@ -85,6 +88,10 @@ def test_probes_give_the_bits_of_one_process(name: str, trained: Workspace) -> N
     assert losses(trained, f"{name}-shared") == losses(trained, f"{name}-alone")
 
 
+def test_no_seed_log_is_written(trained: Workspace) -> None:
+    assert trained.seed_log("mezo-shared") is None
+
+
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_gradients_are_those_of_one_process(name: str, trained: Workspace) -> None:
     alone = weights_in(trained_alone(trained, name, DIFFERENTIATED[name]))
@@ -93,6 +100,33 @@ def test_gradients_are_those_of_one_process(name: str, trained: Workspace) -> No
     bits = torch.finfo(next(iter(alone.values())).dtype).eps
     for key, tensor in alone.items():
         torch.testing.assert_close(shared[key], tensor, rtol=bits, atol=max(2e-6, bits / 8))
+
+
+def test_answers_end_at_different_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose answers have ended makes passes along with the others."""
+    monkeypatch.chdir(tmp_path)
+    workspace, model = Workspace(tmp_path), tiny_llama()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(40)  # another token, another answer
+        model.get_output_embeddings().weight[2].mul_(4)  # which ends soon
+    save_model_folder(tmp_path / "model", model)
+    questions = ["abc", "xyz", "mno", "qqq", "hello", "12", "Z", "..", "uvw"]
+    write_jsonl(tmp_path / "questions.jsonl", [{"prompt": question, "completion": "x"} for question in questions])
+    data = {"path": "questions.jsonl"}
+    config = merged(
+        base_config(),
+        {
+            "training": {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "forward_batch_tokens": 12, "fsdp": True},
+            "evaluation": {"metrics": ["loss", "f1"], "max_new_tokens": 12},
+        },
+    )
+    config["data"] = {"train": data, "evaluation": data, "format": {"type": "prompt_completion"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    codes, errors = finish(start("vamo_ft", "train", "config.yaml", cwd=tmp_path))
+    assert codes == [0, 0], errors
+    assert workspace.train("--set", "run.name=alone", "--set", "training.fsdp=false") == 0
+    shared, alone = ([line for line in workspace.metrics(name) if "eval.f1" in line] for name in ("tiny", "alone"))
+    assert shared == [pytest.approx(line, rel=1e-5) for line in alone]
 
 
 HEAD = {"model": {"path": "classifier", "task": "sequence_classification", "freeze": ["model.*"]}}
