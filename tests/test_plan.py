@@ -329,6 +329,19 @@ def test_a_gguf_file_is_planned_as_it_is_loaded_and_measured(
     assert "of training (" in text
 
 
+def test_a_model_that_is_shared_out_is_planned_for_one_process(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.configure(ADAMW)
+    said = (
+        "planned for one process, which holds all; of several (training.fsdp) each holds its part of weights, "
+        "gradients and optimizer state, and one layer whole at a time"
+    )
+    for fsdp in (True, False):
+        assert run(["plan", "config.yaml", "--methods", "adamw", "--set", f"training.fsdp={fsdp}"]) == 0
+        assert (said in capsys.readouterr().out) == fsdp
+
+
 def test_bad_options_are_told_in_a_line(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     config = workspace.configure()
     for options, expected in (

@@ -22,7 +22,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, SampleSource, UpdateRule
-from vamo_ft.core.rounding import share_finer_than_ulp
+from vamo_ft.core.rounding import count_finer_than_ulp
 from vamo_ft.estimators.eps_search import EPS_CANDIDATES, RADIUS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.forward_gradient import ForwardGradient
@@ -238,7 +238,8 @@ def _tell_split(boundary: int, source: SampleSource) -> None:
 
 def _warn_of_small_eps(eps: float, parameters: TrainableParameters, *, key: str = "method.eps") -> None:
     parameters.settle()
-    if (share := share_finer_than_ulp(parameters.tensors, eps)) > 0.05:
+    finer = parameters.total(torch.tensor(count_finer_than_ulp(parameters.tensors, eps)))
+    if (share := int(finer) / parameters.numel) > 0.05:
         _log.warning(
             "%s: %g is below the spacing of representable values of %.0f %% of the weights; probe points are "
             "rounded at random there, which adds noise: make it larger, or take model.dtype: float32",

@@ -11,6 +11,7 @@ from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.data.chat import set_chat_template
+from vamo_ft.models.adapters import trained_in_full
 from vamo_ft.models.hollow import load_hollow
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
@@ -31,13 +32,21 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         UsageError: it has no layers that could be streamed.
     """
     num_labels = len(config.data.format.classes) if config.model.task == "sequence_classification" else None
-    new_head = num_labels is not None and config.model.adapter is not None  # is found in what the weights lack
-    if runtime.is_main or runtime.share[1] == 1 or new_head:
+    shared_out = runtime.share[1] > 1
+    if runtime.is_main or not shared_out:
         loaded = load_model(
             config.model, offline=config.run.offline, seed=config.run.seed, num_labels=num_labels, weights=weights
         )
+        if shared_out:
+            runtime.agreed(trained_in_full(loaded.model))
     else:
-        loaded = load_hollow(config.model, offline=config.run.offline, num_labels=num_labels)
+        loaded = load_hollow(
+            config.model,
+            offline=config.run.offline,
+            num_labels=num_labels,
+            weights=weights,
+            modules_to_save=runtime.agreed(None),
+        )
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
     if config.training.stream_layers:

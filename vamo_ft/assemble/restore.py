@@ -110,14 +110,17 @@ def _surviving_moments(state: StateDict, parameters: TrainableParameters, change
         if any(set(each) - {MASTER} for each in state.values()):
             _log.warning("the state of the optimizer is dropped: it belongs to another optimizer")
         state = masters
-    shapes = {name: tensor.shape for name, tensor in zip(parameters.names, parameters.tensors, strict=True)}
+    places = {name: index for index, name in enumerate(parameters.names)}
+
+    def fits(name: str, value: Tensor) -> bool:
+        place = places.get(name)
+        return place is not None and parameters.own(place, value).shape == parameters.tensors[place].shape
+
     fitting = {
         name: moments
         for name, moments in state.items()
         if all(
-            value.shape == shapes.get(name)
-            for key, value in moments.items()
-            if isinstance(value, Tensor) and key not in _SHAPELESS
+            fits(name, value) for key, value in moments.items() if isinstance(value, Tensor) and key not in _SHAPELESS
         )
     }
     if dropped := sorted(state.keys() - fitting.keys()):

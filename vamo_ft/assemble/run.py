@@ -41,6 +41,7 @@ from vamo_ft.optim.schedules import learning_rate_at
 from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, MetricsLogger
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
+from vamo_ft.training.processes import lost_processes_explained
 from vamo_ft.training.replicas import ReplicaCheck
 from vamo_ft.training.runtime import memory_errors_explained
 from vamo_ft.training.shared_saving import save_together
@@ -159,7 +160,7 @@ def build_run(
             ends_early=verdicts.ends_early,
             base=loaded.model if checkpoint is None else None,
         )
-        if runtime.is_main and not parameters.sharded
+        if runtime.is_main
         else None
     )
     if seed_logger is not None:
@@ -175,7 +176,7 @@ def build_run(
 
     def save(state: RunState) -> None:
         check_weights(parameters, source, state)
-        with memory_errors_explained(f"saving a checkpoint of step {state.step}"):
+        with memory_errors_explained(f"saving a checkpoint of step {state.step}"), lost_processes_explained():
             weights = gathered(loaded.model, keep=runtime.is_main) if parameters.sharded else None
             states = {"run": state.state_dict(), **{name: owner.state_dict() for name, owner in owners.items()}}
             save_together(

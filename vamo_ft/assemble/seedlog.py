@@ -42,13 +42,14 @@ def build_seed_logger(
 ) -> SeedLogger | None:
     """The writer of the log where coefficients, keys and the first weights determine all weights; else None.
 
-    That is plain SGD along directions that nothing but their keys (and for sparse ones the weights) decides.
+    That is plain SGD along directions that nothing but their keys (and for sparse ones the weights) decides, of a model
+    that processes do not share out.
 
     Args:
         base: the model before its first step, for a log that begins; None for one that goes on.
     """
     pure = isinstance(directions, HashedDirections | BlockDirections | FactoredDirections)
-    if not isinstance(update_rule, ProjectedSgd) or not pure:
+    if not isinstance(update_rule, ProjectedSgd) or not pure or parameters.sharded:  # no process could hash the whole
         if base is not None:
             path.unlink(missing_ok=True)  # of an attempt with another method, before its first checkpoint
         return None

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -15,6 +16,7 @@ from vamo_ft.assemble import Run, build_card
 from vamo_ft.commands.console import patient_console
 from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.training.best import best_model
 from vamo_ft.training.checkpoint import open_checkpoint
 from vamo_ft.training.ledger import peak_memory_bytes
@@ -59,7 +61,7 @@ def save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Ma
             saved, folder = best
             _log.info("the final model is that of step %d, the best %s", saved["step"], evaluator.ranking.metric)
     if folder is None and run.parameters.sharded:  # no process has the whole, but that of the last step is saved
-        folder = open_checkpoint(directory.checkpoints / f"step-{step:08d}").model_dir
+        folder = _saved_model(directory, step)
     aside = directory.model.with_name(".model.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -72,6 +74,17 @@ def save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Ma
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return saved
+
+
+def _saved_model(directory: RunDirectory, step: int) -> Path:
+    path = directory.checkpoints / f"step-{step:08d}"
+    try:
+        return open_checkpoint(path).model_dir
+    except DataError as error:  # checkpoint.on_error: continue went over it
+        raise SaveError(
+            f"{directory.model}: was not written: with training.fsdp it is the model of the last checkpoint, which is "
+            f"not there ({error}); make room, and run again to go on from the one before"
+        ) from error
 
 
 def print_summary(finished: Finished, directory: RunDirectory) -> None:

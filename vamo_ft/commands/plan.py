@@ -89,6 +89,11 @@ def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
     yield f"samples take {shortest:,} to {longest:,} tokens, half of them at most {median:,}"
     if found.quantized:
         yield "the 4-bit weights are planned in model.dtype, which is more than they take"
+    if config.training.fsdp:
+        yield (
+            "planned for one process, which holds all; of several (training.fsdp) each holds its part of weights, "
+            "gradients and optimizer state, and one layer whole at a time"
+        )
     yield "memory in MiB, beside what the program itself and its libraries hold:"
 
 

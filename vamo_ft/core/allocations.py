@@ -11,12 +11,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-__all__ = ["AllocationTrace", "outlines"]
+__all__ = ["AllocationTrace", "CopiedOutlines", "outlines"]
 
 _QUESTIONS = ("aten::_local_scalar_dense", "aten::equal")  # about the values that outlines do not have
 _UNWRITTEN = "aten::empty"  # has no values either, and stands where outlines do
@@ -25,6 +26,23 @@ _UNWRITTEN = "aten::empty"  # has no values either, and stands where outlines do
 def outlines() -> FakeTensorMode:
     """Within the block tensors are outlines; later operations on them and on real tensors give outlines too."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class CopiedOutlines(TorchFunctionMode):
+    """Within the block `copy.deepcopy` gives an outline for an outline; else it reads values that are not there."""
+
+    def __torch_function__(
+        self, function: Any, types: Sequence[type], arguments: tuple[Any, ...] = (), keywords: Any = None
+    ) -> Any:
+        """Takes the place of one function."""
+        if function is not Tensor.__deepcopy__ or not isinstance(arguments[0], FakeTensor):
+            return function(*arguments, **(keywords or {}))
+        tensor, memo = arguments
+        copied = tensor.detach().clone()
+        if isinstance(tensor, nn.Parameter):
+            copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = copied
+        return copied
 
 
 class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["share_finer_than_ulp", "stochastically_rounded"]
+__all__ = ["count_finer_than_ulp", "stochastically_rounded"]
 
 _CHUNK = 1 << 20  # elements looked at together
 _FINE = 2.0**-24  # spacing of float16 below its smallest normal value
@@ -36,13 +36,12 @@ def stochastically_rounded(values: Tensor, bits: Tensor, dtype: torch.dtype) -> 
 
 
 @torch.no_grad()
-def share_finer_than_ulp(tensors: Iterable[Tensor], eps: float) -> float:
-    """The share of elements whose spacing of representable values exceeds `eps`: they cannot move by eps exactly."""
-    finer = total = 0
+def count_finer_than_ulp(tensors: Iterable[Tensor], eps: float) -> int:
+    """The number of elements whose spacing of representable values exceeds `eps`: they cannot move by eps exactly."""
+    finer = 0
     for tensor in tensors:
         for part in torch.split(tensor.detach().reshape(-1), _CHUNK):
             _, exponent = torch.frexp(part.float())  # |x| in [1/2, 1) * 2**exponent
             spacing = torch.ldexp(torch.full_like(part, torch.finfo(part.dtype).eps / 2, dtype=torch.float32), exponent)
             finer += int(((spacing > eps) & (part != 0)).sum())
-        total += tensor.numel()
-    return finer / total
+    return finer

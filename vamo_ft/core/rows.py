@@ -68,7 +68,7 @@ class RowPlan:
                 row_offsets.extend(offsets[place] for place in places)
             else:
                 row_offsets.extend(range(offsets[places[0]] + first, offsets[places[0]] + first + rows * width, width))
-        blocks, starts = row_positions(torch.tensor(row_offsets), device=tensors[0].device)
+        blocks, starts = row_positions(torch.tensor(row_offsets, dtype=torch.int64), device=tensors[0].device)
         return cls(tuple(launches), blocks, starts)
 
     def by_row(self, values: Sequence[float]) -> Tensor:

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+
+from vamo_ft.core.errors import UsageError
 
 __all__ = ["Part", "Rows", "distribute", "own_part", "rows_of", "shard", "whole_tensor"]
 
@@ -57,7 +60,12 @@ def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> Non
         root: the module that is called; on the host or the mesh's device, to which its rows go, layer by layer.
         layers: modules within it.
         mesh: the processes, in one dimension.
+
+    Raises:
+        UsageError: it has parameters that cannot be shared out so.
     """
+    layers = list(layers)
+    _check_units(root, layers)
     for unit in (*layers, root):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     for unit in root.modules():
@@ -76,7 +84,7 @@ def distribute(module: nn.Module, whole: Mapping[str, Tensor], send: Callable[[S
     """
     for name, parameter in module.named_parameters():
         local, rows = _local(parameter.detach()), _rows(parameter)
-        values = whole[name].to(local.device) if whole else local.new_empty(parameter.shape)
+        values = whole[name].to(local.device).contiguous() if whole else local.new_empty(parameter.shape)
         send([values])
         local.copy_(values[rows.start : rows.stop])
     for buffer in module.buffers():
@@ -99,7 +107,10 @@ def own_part(parameter: nn.Parameter) -> tuple[nn.Parameter, Rows | None]:
     def hand_over(parameter: Tensor) -> None:
         assert parameter.grad is not None
         gradient = _local(parameter.grad)
-        own.grad = gradient if own.grad is None else own.grad + gradient
+        if own.grad is None:
+            own.grad = gradient
+        else:
+            own.grad += gradient
         parameter.grad = None
 
     parameter.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
@@ -109,6 +120,40 @@ def own_part(parameter: nn.Parameter) -> tuple[nn.Parameter, Rows | None]:
 def whole_tensor(tensor: Tensor) -> Tensor:
     """The tensor, put together from all processes where it is shared out; collective then."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _check_units(root: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """A unit's gradients are summed in one buffer, and a tensor belongs to one unit."""
+    within = {part for layer in layers for part in layer.modules()}
+    around = [p for part in root.modules() if part not in within for p in part.parameters(recurse=False)]
+    names = {id(parameter): name for name, parameter in root.named_parameters()}
+    seen: set[int] = set()
+    for unit in (*([*layer.parameters()] for layer in layers), around):
+        trained: dict[torch.dtype, str] = {}
+        for parameter in {id(each): each for each in unit}.values():
+            name = names[id(parameter)]
+            if id(parameter) in seen:
+                raise UsageError(
+                    f"training.fsdp: {name} belongs to several layers of the model, or to one and to something around "
+                    "them, and is put together with one of them; leave training.fsdp out"
+                )
+            if parameter.ndim == 0:
+                raise UsageError(
+                    f"training.fsdp: {name} is a single number, which cannot be shared out; leave training.fsdp out"
+                )
+            if parameter.requires_grad:
+                trained.setdefault(parameter.dtype, name)
+            seen.add(id(parameter))
+        if len(trained) > 1:
+            (first, one), (second, other), *_ = trained.items()
+            raise UsageError(
+                f"training.fsdp: {one} is trained in {_plain(first)} and {other} in {_plain(second)}, and their "
+                "gradients are summed together; write model.dtype: float32, or leave training.fsdp out"
+            )
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _rows(tensor: Tensor) -> Rows:

@@ -16,7 +16,7 @@ from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models.folder import check_adapter_folder
 
-__all__ = ["add_adapter", "freeze", "load_adapter"]
+__all__ = ["add_adapter", "freeze", "load_adapter", "trained_in_full"]
 
 _ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
 _PREFIX = "base_model.model."
@@ -82,6 +82,11 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, base: str) -> PeftM
         raise DataError(f"{directory}: the adapter does not fit the model: {strange[0]} is only in one of them")
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
+
+
+def trained_in_full(model: PreTrainedModel | PeftModel) -> list[str]:
+    """The layers that an adapter trains and saves as they are: those of the configuration, and a classifier head."""
+    return sorted(model.peft_config["default"].modules_to_save or []) if isinstance(model, PeftModel) else []
 
 
 def freeze(model: PreTrainedModel | PeftModel, patterns: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import expanduser, isdir, isfile
@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from vamo_ft.config.model import ModelConfig, QuantizationConfig
-from vamo_ft.core.allocations import outlines
+from vamo_ft.core.allocations import CopiedOutlines, outlines
 from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
@@ -114,11 +114,16 @@ def load_model(
     )
 
 
-def load_outline(config: ModelConfig, *, offline: bool, num_labels: int | None = None) -> LoadedModel:
+def load_outline(
+    config: ModelConfig, *, offline: bool, num_labels: int | None = None, modules_to_save: Sequence[str] = ()
+) -> LoadedModel:
     """The model of `config` as outlines, tensors without values, and its tokenizer; no weights are read.
 
     A folder needs config.json and the tokenizer alone. Of a `.gguf` file the header is read. Weights that are to be
     quantised are outlined in `dtype`.
+
+    Args:
+        modules_to_save: layers that the adapter trains in full, besides those that the configuration names.
 
     Raises:
         DataError: the configuration or the tokenizer cannot be loaded, or there is nothing to train.
@@ -143,7 +148,9 @@ def load_outline(config: ModelConfig, *, offline: bool, num_labels: int | None =
         _choose_pad_token(tokenizer, model, path=config.path)
         parameters = inspect.signature(model.forward).parameters
         if config.adapter is not None:
-            model = add_adapter(model, config)  # not as an outline: peft moves what it makes, which outlines do not
+            # Not as an outline: peft moves what it makes, which outlines do not.
+            with CopiedOutlines():
+                model = add_adapter(model, config, modules_to_save=modules_to_save)
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     outline = nn.Parameter(outlined.from_tensor(parameter), requires_grad=parameter.requires_grad)
