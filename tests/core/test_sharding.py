@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from vamo_ft.assemble.space import optimizer_bytes
+from vamo_ft.config.optimizer import OptimizerConfig
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.sharding import Part, rows_of
 
@@ -31,3 +33,12 @@ def test_parameters_that_are_not_shared_out_are_saved_as_they_are() -> None:
     assert parameters.saved(1, tensor) is tensor
     assert parameters.own(1, tensor) is tensor
     assert parameters.total(tensor) is tensor
+
+
+def test_master_weights_are_counted_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint holds the whole, whatever rows of it a process has."""
+    parameters = TrainableParameters(nn.Linear(6, 4).to(torch.bfloat16))
+    rows = tuple(nn.Parameter(tensor[: len(tensor) // 2].detach()) for tensor in parameters.tensors)
+    config = OptimizerConfig(name="adamw", learning_rate=1.0, master_weights=True)
+    monkeypatch.setattr(parameters, "tensors", rows)
+    assert optimizer_bytes(config, parameters) == (8 + 4) * 28
