@@ -17,6 +17,7 @@ _FREE = (
     "training.forward_batch_tokens",
     "training.activation_checkpointing",
     "training.stream_layers",
+    "training.fsdp",
     "training.on_divergence",
     "training.rollbacks",
     "method.snapshot.offload",
