@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tests.limited_device import LimitedDevice
 from tests.tiny import tiny_llama
 from tests.workspace import ADAMW, LORA, MEZO, PLAIN, VAMO, Workspace, merged
+from vamo_ft.assemble.devices import Device
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.memory import MemoryPlan, MemoryPlanner, largest_micro_batch
 from vamo_ft.assemble.method import build_update_rule
@@ -327,6 +328,34 @@ def test_a_gguf_file_is_planned_as_it_is_loaded_and_measured(
     text = capsys.readouterr().out
     assert "time: 0 min" in text
     assert "of training (" in text
+
+
+def test_the_command_advises_what_goes_with_the_run(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu: Device("a small GPU", 2**10, "cuda"))
+    alone = "planned for one process: of several each holds a part of weights, gradients and optimizer state"
+    wide, eight = "training.fsdp: true, on several devices", "optimizer.name: adamw_8bit, or paged_adamw_8bit"
+    streamed = "training.stream_layers: true"
+    advised = {
+        "adamw": {wide, eight},
+        "mezo": {wide, streamed},
+        "svrg": {eight},
+    }
+    for name, advice in advised.items():
+        optimizer = "sgd" if name == "mezo" else "adamw"
+        workspace.configure({"method": {"name": name}, "optimizer": {"name": optimizer}})
+        assert run(["plan", "config.yaml", "--methods", ""]) == 0
+        text = capsys.readouterr().out
+        assert {each for each in (wide, eight, streamed) if each in text} == advice
+        assert alone not in text
+        if wide in advice:
+            assert run(["plan", "config.yaml", "--methods", "", "--set", "training.fsdp=true"]) == 0
+            text = capsys.readouterr().out
+            assert not {each for each in (wide, eight, streamed) if each in text}
+            assert alone in text
+            assert run(["plan", "config.yaml", "--methods", "", "--set", "training.micro_batch_size=auto"]) == 0
+            assert wide not in capsys.readouterr().out
 
 
 def test_bad_options_are_told_in_a_line(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
