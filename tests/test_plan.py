@@ -330,6 +330,21 @@ def test_a_gguf_file_is_planned_as_it_is_loaded_and_measured(
     assert "of training (" in text
 
 
+@pytest.mark.parametrize("compute", ["bfloat16", "float32"])
+def test_a_base_in_four_bits_counts_as_that(workspace: Workspace, compute: str) -> None:
+    """Seven matrices a layer, with a byte for 64 weights and a float32 for 256 such bytes; the largest in full, too."""
+    low = merged(ADAPTER, {"model": {"dtype": "bfloat16"}})
+    plain = planned(configured(workspace, low), device_type="cuda")
+    quantization = {"model": {"quantization": {"bits": 4, "compute_dtype": compute}}}
+    quantized = planned(configured(workspace, merged(low, quantization)), device_type="cuda")
+    sizes = [p.numel() for p in tiny_llama().model.layers.parameters() if p.ndim == 2]
+    assert len(sizes) == 7 * 2 and all(size % 64 == 0 and size < 64 * 256 for size in sizes)
+    four_bits = sum(size // 2 + size // 64 + 4 for size in sizes)
+    present = max(sizes) * (2 if compute == "bfloat16" else 4)
+    assert quantized.weights == plain.weights - 2 * sum(sizes) + four_bits + present
+    assert quantized.phases == plain.phases
+
+
 def test_the_command_advises_what_goes_with_the_run(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,8 +90,6 @@ def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
     yield f"samples take {shortest:,} to {longest:,} tokens, half of them at most {median:,}"
     if config.training.fsdp:
         yield "planned for one process: of several each holds a part of weights, gradients and optimizer state"
-    if found.quantized:
-        yield "the 4-bit weights are planned in model.dtype, which is more than they take"
     yield "memory in MiB, beside what the program itself and its libraries hold:"
 
 
