@@ -252,3 +252,20 @@ def test_a_process_that_is_killed_ends_the_others(workspace: Workspace) -> None:
     assert "error: another process of the run was lost" in errors[0]
     assert "Traceback" not in errors[0]
     assert status(workspace)["state"] == "failed"
+
+
+def test_a_run_is_shared_out_on_the_way_and_put_together_again(workspace: Workspace) -> None:
+    """To the bits of one process; its seed log, which would tell the first steps alone, is removed."""
+    config = merged(MEZO, {"training": {"micro_batch_size": 3}})
+    workspace.configure(config)
+    assert workspace.train("--set", "training.steps=4") == 0
+    assert workspace.seed_log() is not None
+    shared = ("--set", "training.fsdp=true", "--set", "training.steps=6")
+    codes, errors = finish(start("vamo_ft", "train", "config.yaml", *shared, cwd=workspace.root))
+    assert codes == [0, 0], errors
+    assert "seedlog.bin is removed: processes that share the model out do not go on with it" in errors[0]
+    assert workspace.seed_log() is None
+    assert workspace.train("--set", "training.steps=8") == 0
+    assert workspace.seed_log() is None
+    assert workspace.train("--set", "training.steps=8", "--set", "run.name=whole") == 0
+    assert workspace.weights() == workspace.weights("whole")

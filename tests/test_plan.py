@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tests.limited_device import LimitedDevice
 from tests.tiny import tiny_llama
 from tests.workspace import ADAMW, LORA, MEZO, PLAIN, VAMO, Workspace, merged
+from vamo_ft.assemble.devices import Device
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.memory import MemoryPlan, MemoryPlanner, largest_micro_batch
 from vamo_ft.assemble.method import build_update_rule
@@ -340,6 +341,49 @@ def test_a_model_that_is_shared_out_is_planned_for_one_process(
     for fsdp in (True, False):
         assert run(["plan", "config.yaml", "--methods", "adamw", "--set", f"training.fsdp={fsdp}"]) == 0
         assert (said in capsys.readouterr().out) == fsdp
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float32"])
+def test_a_base_in_four_bits_counts_as_that(workspace: Workspace, compute: str) -> None:
+    """Seven matrices a layer, with a byte for 64 weights and a float32 for 256 such bytes; the largest in full, too."""
+    low = merged(ADAPTER, {"model": {"dtype": "bfloat16"}})
+    plain = planned(configured(workspace, low), device_type="cuda")
+    quantization = {"model": {"quantization": {"bits": 4, "compute_dtype": compute}}}
+    quantized = planned(configured(workspace, merged(low, quantization)), device_type="cuda")
+    sizes = [p.numel() for p in tiny_llama().model.layers.parameters() if p.ndim == 2]
+    assert len(sizes) == 7 * 2 and all(size % 64 == 0 and size < 64 * 256 for size in sizes)
+    four_bits = sum(size // 2 + size // 64 + 4 for size in sizes)
+    present = max(sizes) * (2 if compute == "bfloat16" else 4)
+    assert quantized.weights == plain.weights - 2 * sum(sizes) + four_bits + present
+    assert quantized.phases == plain.phases
+
+
+def test_the_command_advises_what_goes_with_the_run(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu: Device("a small GPU", 2**10, "cuda"))
+    alone = "planned for one process, which holds all"
+    wide, eight = "training.fsdp: true, on several devices", "optimizer.name: adamw_8bit, or paged_adamw_8bit"
+    streamed = "training.stream_layers: true"
+    advised = {
+        "adamw": {wide, eight},
+        "mezo": {wide, streamed},
+        "svrg": {eight},
+    }
+    for name, advice in advised.items():
+        optimizer = "sgd" if name == "mezo" else "adamw"
+        workspace.configure({"method": {"name": name}, "optimizer": {"name": optimizer}})
+        assert run(["plan", "config.yaml", "--methods", ""]) == 0
+        text = capsys.readouterr().out
+        assert {each for each in (wide, eight, streamed) if each in text} == advice
+        assert alone not in text
+        if wide in advice:
+            assert run(["plan", "config.yaml", "--methods", "", "--set", "training.fsdp=true"]) == 0
+            text = capsys.readouterr().out
+            assert not {each for each in (wide, eight, streamed) if each in text}
+            assert alone in text
+            assert run(["plan", "config.yaml", "--methods", "", "--set", "training.micro_batch_size=auto"]) == 0
+            assert wide not in capsys.readouterr().out
 
 
 def test_bad_options_are_told_in_a_line(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from vamo_ft.assemble import evaluator
 from vamo_ft.assemble import model as assembled
 from vamo_ft.cli import run
 from vamo_ft.core import perturbation
+from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.core.types import Batch, LossTerms
 from vamo_ft.models import compilation
@@ -247,3 +248,21 @@ def test_a_step_reads_host_memory_for_each_pass_and_writes_it_once(
     assert workspace.train(*STREAMED) == 0
     assert [device.write_backs for device in limit.devices] == [0, 4, 4, 4]
     assert [device.uploads for device in limit.devices] == [9, 8, 8, 8]  # a step leaves its successor's first layer
+
+
+@pytest.mark.parametrize("changes", [{}, {"training": {"stream_layers": True}}], ids=["whole", "streamed"])
+def test_a_device_too_small_for_the_model_is_told_with_what_to_take(
+    changes: dict[str, Any], workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
+
+    monkeypatch.setattr(LocalRuntime, "place", full)
+    monkeypatch.setattr(assembled, "LayerStream", full)
+    workspace.configure(merged(MEZO, changes))
+    assert workspace.train() == 4
+    assert (
+        "out of memory in bringing the model to the device: CUDA out of memory. Tried to allocate 4 GiB; take "
+        "model.dtype: bfloat16, model.quantization with an adapter, training.stream_layers with method.name: mezo, or "
+        "training.fsdp on several devices, and run again"
+    ) in capsys.readouterr().err

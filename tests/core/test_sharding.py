@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from vamo_ft.assemble.space import optimizer_bytes
+from vamo_ft.config.optimizer import OptimizerConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.sharding import Part, rows_of, shard
@@ -118,3 +120,12 @@ def test_what_cannot_be_shared_out_is_refused(change: Any, said: str, second_of_
     change(model)
     with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
         shard(model, model.layers, second_of_two)
+
+
+def test_master_weights_are_counted_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint holds the whole, whatever rows of it a process has."""
+    parameters = TrainableParameters(nn.Linear(6, 4).to(torch.bfloat16))
+    rows = tuple(nn.Parameter(tensor[: len(tensor) // 2].detach()) for tensor in parameters.tensors)
+    config = OptimizerConfig(name="adamw", learning_rate=1.0, master_weights=True)
+    monkeypatch.setattr(parameters, "tensors", rows)
+    assert optimizer_bytes(config, parameters) == (8 + 4) * 28

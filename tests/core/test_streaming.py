@@ -1,12 +1,16 @@
+import logging
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.limited_device import LimitedDevice
 from tests.tiny import VOCABULARY, tiny_gpt2, tiny_llama
+from vamo_ft.core import streaming
 from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.hashing import Domain, HashKey
@@ -311,3 +315,37 @@ def test_a_module_without_layers_is_refused() -> None:
     assert str(error.value) == (
         "training.stream_layers: the model has no stack of layers with weights of their own; leave it out"
     )
+
+
+class LastError(TorchDispatchMode):
+    """CUDA's: of a call that failed, told of the next kernel."""
+
+    kept = False
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if self.kept and operation is not torch.ops.aten.empty.memory_format:
+            self.kept = False
+            raise RuntimeError("CUDA error: out of memory")
+        return operation(*args, **(kwargs or {}))
+
+
+def test_memory_that_cannot_be_pinned_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = LastError()
+
+    def fail(address: int, nbytes: int, flags: int) -> int:
+        error.kept = True
+        return 2
+
+    runtime = SimpleNamespace(cudaHostRegister=fail, cudaError=SimpleNamespace(success=0))
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    with error, caplog.at_level(logging.WARNING, logger="vamo_ft"):
+        memory = streaming._host_memory(5000, CPU, pinned=True)
+        assert memory.fill_(7).sum(dtype=torch.int64) == 7 * 5000
+    assert not error.kept
+    assert caplog.messages == [
+        "training.stream_layers: the host cannot pin 5000 bytes; copies of a layer take longer",
+    ]

@@ -12,6 +12,7 @@ from tests.tiny import save_model_folder, tiny_llama
 from vamo_ft.config.model import AdapterConfig, ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models import loading
+from vamo_ft.models.four_bits import four_bit_bytes
 
 
 @pytest.fixture
@@ -64,3 +65,14 @@ def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "quantised weights are not trained; add model.adapter" in problems_of(VALID, quantized)[0]
     assert "a .gguf file is dequantised" in problems_of(VALID, quantized, adapter, "model.path=a.gguf")[0]
     assert "must be 4" in problems_of(VALID, adapter, "model.quantization={bits: 3}")[0]
+
+
+def test_a_frozen_weight_takes_what_the_readme_says() -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "(QLoRA) a frozen weight takes 0.52 bytes" in text
+    numel = 4096 * 4096
+    assert four_bit_bytes(numel, double_quant=True) / numel == pytest.approx(0.52, abs=0.005)
+    saved_bits = 8 * (four_bit_bytes(numel, double_quant=False) - four_bit_bytes(numel, double_quant=True)) / numel
+    assert saved_bits == pytest.approx(0.373, abs=0.001)  # arXiv 2305.14314, section 3
+    assert four_bit_bytes(65, double_quant=False) == 33 + 2 * 4
+    assert four_bit_bytes(64 * 256 + 1, double_quant=True) == 32 * 256 + 1 + 257 + 2 * 4

@@ -21,6 +21,7 @@ from vamo_ft.config.method import (
     VamoLiteralConfig,
     ZoSvrgConfig,
 )
+from vamo_ft.config.model import QuantizationConfig
 from vamo_ft.config.optimizer import BITSANDBYTES, RULES
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
@@ -29,6 +30,7 @@ from vamo_ft.core.stack import layer_stacks
 from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.models.four_bits import four_bit_bytes, four_bit_matrices
 from vamo_ft.optim.carriers import Carriers
 
 __all__ = ["MemoryPlan", "MemoryPlanner", "Phase"]
@@ -64,7 +66,8 @@ class MemoryPlan:
     """Bytes.
 
     Attributes:
-        weights: all parameters and buffers, tied ones once. Of layers that are streamed two, as long as the largest.
+        weights: all parameters and buffers, tied ones once. Of layers that are streamed two, as long as the largest; of
+            a base in 4 bits one matrix besides, as large as the largest, as it is multiplied with.
         streamed: layers that are, in host memory.
         adapter: of them those of an adapter.
         optimizer: state of the update rule, with master weights.
@@ -114,6 +117,7 @@ class MemoryPlanner:
         if config.training.stream_layers:
             resident = resident_parameters(config, parts.loaded)
             self._streamed = streamed_parameters(parts.loaded.model, resident=resident)
+        self._quantized = 0 if config.model.quantization is None else _saved(parts, config.model.quantization)
         self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
         self._probes: dict[tuple[str, object], Peak] = {}
@@ -130,7 +134,7 @@ class MemoryPlanner:
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
         return MemoryPlan(
-            weights=self._outlines.weights + 2 * max(layers, default=0) - away,
+            weights=self._outlines.weights - self._quantized + 2 * max(layers, default=0) - away,
             streamed=sum(layers),
             adapter=0 if config.model.adapter is None else sum(tensor.nbytes for tensor in parameters.tensors),
             optimizer=optimizer_bytes(config.optimizer, parameters) - paged,
@@ -291,6 +295,15 @@ def largest_micro_batch(source: TrainingSamples, size: int, *, num_steps: int) -
 def _most_lent(sizes: Sequence[int]) -> int:
     """The most that a loop over offloaded tensors has on the device: one, and the one before."""
     return max(before + size for before, size in zip([0, *sizes], sizes, strict=False))
+
+
+def _saved(parts: Parts, quantization: QuantizationConfig) -> int:
+    """Bytes that matrices in 4 bits take less than in `model.dtype`."""
+    matrices = four_bit_matrices(parts.loaded.model)
+    held = sum(four_bit_bytes(matrix.numel(), double_quant=quantization.double_quant) for matrix in matrices)
+    width = 4 if quantization.compute_dtype == "float32" else 2
+    present = width * max((matrix.numel() for matrix in matrices), default=0)
+    return sum(matrix.nbytes for matrix in matrices) - held - present
 
 
 def _both(first: Peak, second: Peak) -> Peak:

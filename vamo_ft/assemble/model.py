@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.streaming import LayerStream
@@ -17,6 +18,11 @@ from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
 
 __all__ = ["build_run_runtime", "load_run_model", "load_whole_model", "resident_parameters"]
+
+_SMALLER = (
+    "take model.dtype: bfloat16, model.quantization with an adapter, training.stream_layers with method.name: mezo, or "
+    "training.fsdp on several devices"
+)
 
 
 def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
@@ -30,6 +36,7 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
     Raises:
         DataError: the model is not what the configuration says.
         UsageError: it has no layers that could be streamed.
+        DeviceMemoryError: the device is too small for it.
     """
     num_labels = len(config.data.format.classes) if config.model.task == "sequence_classification" else None
     shared_out = runtime.share[1] > 1
@@ -49,11 +56,12 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         )
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
-    if config.training.stream_layers:
-        resident = resident_parameters(config, loaded)
-        return replace(loaded, stream=LayerStream(loaded.model, runtime.device, resident=resident))
-    if config.model.quantization is None:  # else it is there already, and does not move
-        runtime.place(loaded.root)
+    with memory_explained("bringing the model to the device", remedy=_SMALLER):
+        if config.training.stream_layers:
+            resident = resident_parameters(config, loaded)
+            return replace(loaded, stream=LayerStream(loaded.model, runtime.device, resident=resident))
+        if config.model.quantization is None:  # else it is there already, and does not move
+            runtime.place(loaded.root)
     return loaded
 
 

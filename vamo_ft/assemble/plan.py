@@ -92,7 +92,6 @@ class Plan:
         checkpointed: the peak with activation checkpointing, where the run does not fit without.
         seconds: of training; None: no speed is known.
         lengths: (shortest, median, longest) sample in tokens.
-        quantized: weights are planned as if they were not.
         offloadable: bytes on the device that a snapshot could keep in host memory.
     """
 
@@ -106,7 +105,6 @@ class Plan:
     seconds: float | None
     disk: DiskPlan
     lengths: tuple[int, int, int]
-    quantized: bool
     offloadable: int
 
     @property
@@ -183,7 +181,6 @@ def build_plan(
         seconds=seconds,
         disk=_disk(config, parts),
         lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
-        quantized=config.model.quantization is not None,
         offloadable=snapshot_bytes(config, parts.parameters, num_samples=0) - offloaded_bytes(config, parts.parameters),
     )
 

@@ -97,10 +97,10 @@ def _restore(
                 owner.load_state_dict(checkpoint.load(name))
 
 
-def remove_seed_log(path: Path) -> None:
-    """Removes the seed log of a run that continues with other settings, from which it cannot be rebuilt."""
+def remove_seed_log(path: Path, *, reason: str) -> None:
+    """Removes the seed log of a run that cannot be rebuilt from it any more."""
     if path.is_file():
-        _log.warning("%s is removed: with other settings it could not rebuild the run", path)
+        _log.warning("%s is removed: %s", path, reason)
         path.unlink()
 
 

@@ -165,9 +165,11 @@ def build_run(
     )
     if seed_logger is not None:
         owners["seed_log"] = seed_logger
+    elif runtime.is_main and parameters.sharded:
+        remove_seed_log(surroundings.seed_log, reason="processes that share the model out do not go on with it")
     if checkpoint is not None:
         if changes and runtime.is_main:
-            remove_seed_log(surroundings.seed_log)
+            remove_seed_log(surroundings.seed_log, reason="with other settings it could not rebuild the run")
         restore(checkpoint, owners, parameters, changes=changes)
     base = base_fingerprint(config.model)
     if base is None and checkpoint is not None:  # with the whole model in the checkpoint it is not needed

@@ -69,8 +69,9 @@ def check_space(
 
 
 def optimizer_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> int:
-    """Of what the update rule's state holds from its first step on: moments and master weights."""
-    masters = sum(4 * tensor.numel() for tensor in parameters.tensors if tensor.element_size() < 4)
+    """Of what the update rule's state holds from its first step on, of all processes: moments and master weights."""
+    whole = zip(parameters.tensors, parameters.extents, strict=True)
+    masters = sum(4 * (stop - start) for tensor, (start, stop) in whole if tensor.element_size() < 4)
     return moment_bytes(optimizer, parameters) + masters * optimizer.master_weights
 
 

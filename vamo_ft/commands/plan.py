@@ -11,6 +11,7 @@ from vamo_ft.assemble.plan import MethodPlan, Plan, build_plan
 from vamo_ft.commands.console import logging_to
 from vamo_ft.config.planned import other_methods
 from vamo_ft.config.schema import RunConfig
+from vamo_ft.config.sharing import why_not_shared
 from vamo_ft.core.errors import UsageError
 from vamo_ft.training.disk import gigabytes
 from vamo_ft.training.progress import SilentProgress
@@ -87,8 +88,6 @@ def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
         f"{config.training.batch_size} samples in micro-batches of {found.micro_batch_size}"
     )
     yield f"samples take {shortest:,} to {longest:,} tokens, half of them at most {median:,}"
-    if found.quantized:
-        yield "the 4-bit weights are planned in model.dtype, which is more than they take"
     if config.training.fsdp:
         yield (
             "planned for one process, which holds all; of several (training.fsdp) each holds its part of weights, "
@@ -149,7 +148,7 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
     if found.checkpointed is not None and found.checkpointed < found.configured.memory.peak:
         yield f"training.activation_checkpointing: true (peak {_mib(found.checkpointed)} MiB)"
     optimizer = config.optimizer
-    if optimizer.name == "adamw" and found.device.type == "cuda":
+    if optimizer.name == "adamw" and found.device.type == "cuda" and not config.training.fsdp:
         yield "optimizer.name: adamw_8bit, or paged_adamw_8bit"
     if optimizer.master_weights:
         yield "optimizer.master_weights: false"
@@ -159,8 +158,11 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
         yield "an adapter (model.adapter)"
     if config.model.dtype == "float32":
         yield "model.dtype: bfloat16"
-    if found.device.type == "cuda" and not config.training.stream_layers and config.why_not_streamed is None:
-        yield "training.stream_layers: true"
+    if found.device.type == "cuda" and not config.training.fsdp and not config.training.stream_layers:
+        if config.why_not_streamed is None:
+            yield "training.stream_layers: true"
+        if why_not_shared(config) is None and config.training.micro_batch_size != "auto":
+            yield "training.fsdp: true, on several devices"
     lighter = [each.name for each in found.others if each.memory.peak <= found.device.memory]
     if lighter:
         yield f"a method that fits: {', '.join(lighter)}"

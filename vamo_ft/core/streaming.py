@@ -3,7 +3,7 @@
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -250,7 +250,7 @@ class _Layer:
         for parameter in parameters:
             self._begins.append(self.nbytes)
             self.nbytes += -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self.memory = _host_memory(self.nbytes, pinned=device.type == "cuda")
+        self.memory = _host_memory(self.nbytes, device, pinned=device.type == "cuda")
         stretches = self.memory.numpy()
         self.values = [
             torch.from_numpy(stretches[begin : begin + parameter.nbytes]).view(parameter.dtype).view(parameter.shape)
@@ -340,7 +340,7 @@ def _move_rest(module: nn.Module, device: torch.device, *, streamed: Collection[
             setattr(part, name, buffer.to(device))
 
 
-def _host_memory(nbytes: int, *, pinned: bool) -> Tensor:
+def _host_memory(nbytes: int, device: torch.device, *, pinned: bool) -> Tensor:
     """(nbytes,) uint8; pinned as it is, since torch's allocator of pinned memory rounds sizes up to powers of two."""
     if not pinned:
         return torch.empty(nbytes, dtype=torch.uint8)
@@ -353,4 +353,6 @@ def _host_memory(nbytes: int, *, pinned: bool) -> Tensor:
         weakref.finalize(whole.untyped_storage(), runtime.cudaHostUnregister, address).atexit = False
     else:
         _log.warning("training.stream_layers: the host cannot pin %d bytes; copies of a layer take longer", nbytes)
+        with suppress(RuntimeError):  # CUDA keeps the error, and torch would tell it of the next kernel
+            torch.ones((), device=device).neg_()
     return memory
