@@ -77,7 +77,8 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_arguments_reach_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
-    for name in ("train", "evaluate", "export"):
+    _replace(monkeypatch, "train", lambda load, **options: calls.append((load().run.name, options)))
+    for name in ("evaluate", "export"):
         _replace(monkeypatch, name, lambda config, **options: calls.append((config.run.name, options)))
     assert run(["train", "config.yaml"]) == 0
     assert (

@@ -79,10 +79,8 @@ def _train(
     from vamo_ft.commands.settings import load_settings
 
     load = cache(lambda: load_settings(config, overrides=overrides or []))
-    if (
-        os.environ.get("WORLD_SIZE", "1") == "1"
-    ):  # several processes connect first, so that one of them says what is wrong
-        load()
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        load()  # several processes connect first, so that one of them says what is wrong
     from vamo_ft.commands.train import train
 
     train(
