@@ -66,7 +66,7 @@ class Spsa:
         derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)
         if not self._piecewise_constant and not derivatives.any() and self._probe.reaches_all(keys):
             raise VamoFtError(
-                f"step {step}: the loss of every sample is the same to the last bit at all probe points; the "
+                f"step {step + 1}: the loss of every sample is the same to the last bit at all probe points; the "
                 "perturbation does not reach the model (method.eps too small for the precision, or frozen parameters)"
             )
         weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
