@@ -215,7 +215,10 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 def test_a_run_shares_the_model_out_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state that one process saved is dealt out to two, and what these save is put together by one."""
+    """The state that one process saved is dealt out to two, and what these save is put together by one.
+
+    A seed log, which would tell the first steps alone, is removed.
+    """
     monkeypatch.chdir(tmp_path)
     workspace = Workspace(tmp_path)
 
@@ -230,14 +233,17 @@ def test_a_run_shares_the_model_out_for_a_while(tmp_path: Path, monkeypatch: pyt
     arguments = [word for file in files for word in (file, str(free_port()))]
     codes, errors = finish(start("tests.shards", *arguments, cwd=tmp_path))
     assert codes == [0, 0], errors
+    assert errors[0].count("seedlog.bin is removed: processes that share the model out do not go on with it") == 1
     for name, case in RULES.items():
         assert workspace.train(config=lasting(10, fsdp=False, name=name, case=case)) == 0
+        assert workspace.seed_log(name) is None
         assert workspace.train(config=lasting(10, fsdp=False, name=f"{name}-whole", case=case)) == 0
         for (step, loss), (same, reference) in zip(
             losses(workspace, name), losses(workspace, f"{name}-whole"), strict=True
         ):
             assert step == same
             assert loss == pytest.approx(reference, rel=1e-2 if name == "adamw" else 1e-5), name
+    assert workspace.weights("mezo") == workspace.weights("mezo-whole")
 
 
 def losses(workspace: Workspace, name: str) -> list[tuple[int, float]]:
@@ -252,20 +258,3 @@ def test_a_process_that_is_killed_ends_the_others(workspace: Workspace) -> None:
     assert "error: another process of the run was lost" in errors[0]
     assert "Traceback" not in errors[0]
     assert status(workspace)["state"] == "failed"
-
-
-def test_a_run_is_shared_out_on_the_way_and_put_together_again(workspace: Workspace) -> None:
-    """To the bits of one process; its seed log, which would tell the first steps alone, is removed."""
-    config = merged(MEZO, {"training": {"micro_batch_size": 3}})
-    workspace.configure(config)
-    assert workspace.train("--set", "training.steps=4") == 0
-    assert workspace.seed_log() is not None
-    shared = ("--set", "training.fsdp=true", "--set", "training.steps=6")
-    codes, errors = finish(start("vamo_ft", "train", "config.yaml", *shared, cwd=workspace.root))
-    assert codes == [0, 0], errors
-    assert "seedlog.bin is removed: processes that share the model out do not go on with it" in errors[0]
-    assert workspace.seed_log() is None
-    assert workspace.train("--set", "training.steps=8") == 0
-    assert workspace.seed_log() is None
-    assert workspace.train("--set", "training.steps=8", "--set", "run.name=whole") == 0
-    assert workspace.weights() == workspace.weights("whole")
