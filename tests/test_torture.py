@@ -119,7 +119,7 @@ def test_a_checkpoint_that_vanishes_is_a_loss(trial: Trial) -> None:
     newest, older = trial.intact()
     with trial.nothing_lost():
         newest.rename(newest.with_name(f".replaced-{newest.name}"))
-    trial.damaged.add(trial.intact()[0].stat().st_ino)
+    trial.remember_damage(trial.intact()[0])
     assert trial.intact() == [older]
     with pytest.raises(Loss, match="the checkpoint of step 2 is gone, the newest is of step 0"), trial.nothing_lost():
         older.rename(older.with_name(f".tmp-{older.name}"))

@@ -82,7 +82,7 @@ def damaged_checkpoint(trial: Trial) -> None:
         return
     newest, older = trial.intact()[:2]
     what = damage_a_file(newest, trial.chance)
-    trial.damaged.add(newest.stat().st_ino)
+    trial.remember_damage(newest)
     with trial.process() as process:
         if trial.wait_until_it_began(process):
             trial.hits.append((f"damaged checkpoint ({what.kind})", what.part))
@@ -98,7 +98,7 @@ def all_damaged(trial: Trial) -> None:
         return
     intact = trial.intact()
     with all_but_a_copy_damaged(intact, trial.chance, aside=trial.folder / "copy"):
-        trial.damaged |= {path.stat().st_ino for path in intact[1:]}
+        trial.remember_damage(*intact[1:])
         before = tree_digest(trial.run / "checkpoints")
         with trial.process() as process:
             trial.wait_for_the_end(process)

@@ -46,8 +46,7 @@ class Trial:
         """What was done, and where in its work the process was."""
         self.processes = 0
         self.starts: Counter[str] = Counter()
-        self.damaged: set[int] = set()
-        """Inodes of checkpoints that were damaged on purpose."""
+        self._damaged: set[tuple[int, int]] = set()
         self._config = config
         self._next_start = first_start
 
@@ -73,8 +72,12 @@ class Trial:
     def intact(self) -> list[Path]:
         """Checkpoints that were not damaged here, newest first."""
         found = [path for path in (self.run / "checkpoints").glob("*") if _CHECKPOINT.fullmatch(path.name)]
-        kept = [path for path in found if path.stat().st_ino not in self.damaged]
+        kept = [path for path in found if _identity(path) not in self._damaged]
         return sorted(kept, key=lambda path: (step_of(path), path.name), reverse=True)
+
+    def remember_damage(self, *checkpoints: Path) -> None:
+        """Of checkpoints that were damaged on purpose, under whatever name they are found later."""
+        self._damaged |= set(map(_identity, checkpoints))
 
     def newest_step(self) -> int:
         """Of the newest intact checkpoint; 0 where there is none."""
@@ -172,6 +175,12 @@ class Trial:
                 raise Loss(f"it hangs: {process.place()} after {process.seconds:.0f} s: {process.output[-500:]}")
             time.sleep(0.0005)
         return False
+
+
+def _identity(checkpoint: Path) -> tuple[int, int]:
+    """Of a folder, which keeps it when it is renamed; a number alone is given again to a later one."""
+    status = checkpoint.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def step_of(checkpoint: Path) -> int:
