@@ -71,6 +71,7 @@ class Finder:
         if name == NAME:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from vamo_ft.__main__ import main
 main()
 """
