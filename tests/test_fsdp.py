@@ -18,9 +18,11 @@ INFORMED = {
     "method": {
         "name": "vamo",
         "probes": 2,
+        "alpha": 1.0,
         "directions": {"structure": "gradient_subspace", "warmup_steps": 3},
         "snapshot": {"every": "4 steps"},
-    }
+    },
+    "optimizer": {"name": "sgd", "learning_rate": 0.05},
 }
 
 PROBED: dict[str, dict[str, Any]] = {
@@ -43,6 +45,11 @@ DIFFERENTIATED: dict[str, dict[str, Any]] = {
     "sgd": {"method": {"name": "sgd"}, "optimizer": {"learning_rate": 0.05}, "training": {"max_grad_norm": None}},
     "sgd_clipped": {"method": {"name": "sgd"}, "optimizer": {"learning_rate": 1.0}, "training": {"max_grad_norm": 0.1}},
     "vamo": merged(VAMO, {"method": {"alpha": 1.0}, "optimizer": {"name": "sgd", "learning_rate": 0.05}}),
+    "vamo_adaptive": {
+        "method": {"name": "vamo", "probes": 2, "eps": "auto", "alpha": "adaptive", "snapshot": {"every": "40 steps"}},
+        "optimizer": {"name": "sgd", "learning_rate": 0.05},
+        "training": {"steps": 20},
+    },
     "vamo_recompute": {"method": {**VAMO["method"], "source": "recompute", "alpha": 0.5}},
     "new_head": {"model": {"task": "sequence_classification"}, "optimizer": {"learning_rate": 1e-3}},
     "new_head_lora": {**ADAMW, "model": {"task": "sequence_classification", "adapter": LORA}},
@@ -106,6 +113,9 @@ def test_gradients_are_those_of_one_process(name: str, trained: Workspace) -> No
     bits = torch.finfo(next(iter(alone.values())).dtype).eps
     for key, tensor in alone.items():
         torch.testing.assert_close(shared[key], tensor, rtol=bits, atol=max(2e-6, bits / 8))
+    for line, expected in zip(trained.metrics(f"{name}-shared"), trained.metrics(f"{name}-alone"), strict=True):
+        figures, right = ({k: v for k, v in each.items() if k.startswith("method.")} for each in (line, expected))
+        assert figures == pytest.approx(right, rel=1e-2, abs=1e-9)
 
 
 def test_answers_end_at_different_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
