@@ -138,8 +138,6 @@ def test_an_offloaded_tensor_is_pinned_lent_and_written_back() -> None:
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_state_of_bitsandbytes_comes_back(name: Any, dtype: torch.dtype) -> None:
-    pytest.importorskip("bitsandbytes")
-
     def rule(parameters: TrainableParameters) -> DenseRule:
         carriers = Carriers(parameters, seed=0)
         return DenseRule(carriers, None, build_optimizer(carriers, name=name, weight_decay=0.0), max_grad_norm=None)
@@ -181,6 +179,11 @@ RUNS: dict[str, dict[str, Any]] = {
         },
     },
     "adamw_masters": merged(ADAMW, {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}),
+    "adamw_8bit": {"optimizer": {"name": "adamw_8bit", "learning_rate": 0.01}},
+    "qlora_paged": {
+        "model": {"dtype": "bfloat16", "quantization": {"bits": 4}, "adapter": LORA},
+        "optimizer": {"name": "paged_adamw_8bit", "learning_rate": 0.01},
+    },
     "compiled": merged(VAMO, {"model": {"compile": True}}),
     "mezo_streamed": merged(MEZO, {"optimizer": {"learning_rate": 1e-4}, "training": {"stream_layers": True}}),
 }

@@ -1,17 +1,16 @@
 """Runs with master weights, and with snapshots in host memory, from the file to the model."""
 
-import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.eight_bits import stand_in
 from tests.test_documents import README
 from tests.test_plan import configured, planned
 from tests.workspace import ADAMW, MEZO, PLAIN, Workspace, merged, weights_in
 from vamo_ft.assemble import plan as planning
+from vamo_ft.assemble import space
 from vamo_ft.assemble.devices import Device
 from vamo_ft.assemble.parts import build_outline
 from vamo_ft.assemble.space import snapshot_bytes
@@ -90,9 +89,8 @@ def readme_rows(heading: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("row", readme_rows("optimizer.name"), ids=" ".join)
-def test_bytes_of_a_trained_parameter_are_those_of_the_readme(row: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_a_trained_parameter_are_those_of_the_readme(row: list[str]) -> None:
     """Counted on the tensors of a step, of a matrix as large as those that count."""
-    monkeypatch.setitem(sys.modules, "bitsandbytes", stand_in())
     optimizer, dtype, masters, *figures = row
     name, _, zeroth = optimizer.partition(", ")
     network = torch.nn.Linear(1024, 256, bias=False, dtype=getattr(torch, dtype))
@@ -172,6 +170,7 @@ def test_the_command_tells_what_lies_on_the_host_and_what_could(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = Device("a small GPU", 2**20, "cuda")
+    monkeypatch.setattr(space, "_PAGED_FROM", 0)
     monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu: small)
     svrg = {"method": {"name": "svrg"}, "optimizer": {"name": "adamw", "learning_rate": 1e-3}}
     config = workspace.configure(merged(merged(PLAIN, svrg), LOW))

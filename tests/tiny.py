@@ -39,12 +39,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 VOCABULARY = len(SPECIAL) + 256
 
 
-def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0) -> PreTrainedModel:
-    """Two decoder layers, hidden size 32, rotary positions."""
+def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
+    """Two decoder layers, rotary positions."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -25,6 +25,13 @@ CASES: Mapping[str, Sequence[str]] = {
     "adamw, LoRA, activation checkpointing": (_FIRST_ORDER, "training.activation_checkpointing=true"),
     "adamw, all weights in float32": (_FIRST_ORDER, "model.adapter=null"),
     "adamw, all weights in bfloat16": (_FIRST_ORDER, "model.adapter=null", "model.dtype=bfloat16"),
+    "adamw_8bit, all weights in bfloat16": (
+        _FIRST_ORDER,
+        "model.adapter=null",
+        "model.dtype=bfloat16",
+        "optimizer.name=adamw_8bit",
+    ),
+    "adamw, LoRA on 4 bits": (_FIRST_ORDER, "model.dtype=bfloat16", "model.quantization={bits: 4}"),
     "vamo, LoRA": (),
     "vamo along gradients, LoRA": (
         "method={name: vamo, probes: 4, difference: forward, radius: 0.02, "

@@ -1,60 +1,139 @@
-"""Quantised bases as far as a machine without CUDA can tell: what is asked of transformers, and what is refused."""
+"""Quantised bases: bitsandbytes' matrices of 4 bits, on the CPU."""
 
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
 
 from tests.config.examples import VALID, problems_of
 from tests.tiny import save_model_folder, tiny_llama
 from vamo_ft.config.model import AdapterConfig, ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models import loading
-from vamo_ft.models.four_bits import four_bit_bytes
+from vamo_ft.models.four_bits import four_bit_bytes, four_bit_matrices, four_bits
+from vamo_ft.models.loading import load_model, load_outline
+
+NF4 = (
+    *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105004, 0.0),
+    *(0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.562617, 0.7229568, 1.0),
+)
+"""arXiv 2305.14314, appendix E."""
+FP4 = tuple(sign * value / 12 for value in (0, 0.0625, 2, 3, 4, 6, 8, 12) for sign in (1, -1))
+IDS = torch.arange(3, 43).view(2, 20)
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> ModelConfig:
-    base = save_model_folder(tmp_path / "base", tiny_llama())
-    quantization = QuantizationConfig(bits=4, double_quant=False, compute_dtype="float32")
-    return ModelConfig(path=str(base), dtype="bfloat16", quantization=quantization, adapter=AdapterConfig(type="lora"))
+def base(tmp_path: Path) -> Path:
+    return save_model_folder(tmp_path / "base", tiny_llama(hidden=64))
 
 
-def test_the_arguments(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-    from_pretrained = AutoModelForCausalLM.from_pretrained
-
-    def plain(*, quantization_config: Any, device_map: Any, **arguments: Any) -> Any:
-        asked.update(arguments, quantization=quantization_config, device_map=device_map)
-        return from_pretrained(**arguments)
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", plain)
-    monkeypatch.setattr(loading, "BitsAndBytesConfig", dict)
-    monkeypatch.setattr(loading, "_check_quantization", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    loaded = loading.load_model(config, offline=True, seed=1)
-    assert asked["quantization"] == {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": False,
-        "bnb_4bit_compute_dtype": torch.float32,
-    }
-    assert asked["device_map"] == {"": 0}
-    assert asked["dtype"] == torch.bfloat16
-    trained = {parameter.dtype for parameter in loaded.model.parameters() if parameter.requires_grad}
-    assert trained == {torch.float32}, "the adapter stays in float32"
+def configured(base: Path, dtype: Any = "bfloat16", **changes: Any) -> ModelConfig:
+    quantization = QuantizationConfig(bits=4, **changes)
+    return ModelConfig(path=str(base), dtype=dtype, quantization=quantization, adapter=AdapterConfig(type="lora"))
 
 
-def test_what_is_missing_is_named(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def rounded(weight: Tensor, code: tuple[float, ...]) -> Tensor:
+    """Each block of 64 weights: its largest magnitude, times the nearest of 16 values."""
+    blocks = weight.detach().double().reshape(-1, 64)
+    scales = blocks.abs().amax(1, keepdim=True)
+    values = torch.tensor(code, dtype=torch.float64)
+    nearest = (blocks / scales).unsqueeze(-1).sub(values).abs().argmin(-1)
+    return (values[nearest] * scales).view(weight.shape)
+
+
+def quantised(model: nn.Module) -> dict[str, Any]:
+    """The matrices in 4 bits, by the names that they have without an adapter."""
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): m for name, m in modules.items()}
+
+
+@pytest.mark.parametrize(("kind", "code"), [("nf4", NF4), ("fp4", FP4)])
+def test_the_loss_is_that_of_matrices_rounded_to_the_code(base: Path, kind: str, code: tuple[float, ...]) -> None:
+    config = configured(base, "float32", type=kind, double_quant=False, compute_dtype="float32")
+    loaded = load_model(config, offline=True, seed=1).model
+    plain = tiny_llama(hidden=64)
+    before = plain(input_ids=IDS, labels=IDS).loss
+    with torch.no_grad():
+        for name in quantised(loaded):
+            weight = plain.get_submodule(name).weight
+            weight.copy_(rounded(weight, code))
+    expected = plain(input_ids=IDS, labels=IDS).loss
+    assert abs(expected - before) > 1e-5
+    torch.testing.assert_close(loaded.eval()(input_ids=IDS, labels=IDS).loss, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_matrices_and_bytes_are_those_that_are_planned(base: Path, double_quant: bool) -> None:
+    config = configured(base, double_quant=double_quant)
+    found = quantised(load_model(config, offline=True, seed=1).model)
+    outline = load_outline(config, offline=True).model
+    planned = {id(matrix) for matrix in four_bit_matrices(outline)}
+    names = {name.removeprefix("base_model.model.") for name, p in outline.named_parameters() if id(p) in planned}
+    assert {f"{name.removesuffix('.base_layer.weight')}" for name in names} == found.keys()
+    assert len(found) == 7 * 2
+    for module in found.values():
+        state = module.weight.quant_state
+        held = module.weight.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if double_quant else 0)
+        assert held == four_bit_bytes(state.shape.numel(), double_quant=double_quant)
+
+
+def test_what_is_not_quantised_has_the_configured_precision(base: Path) -> None:
+    model = load_model(configured(base), offline=True, seed=1).model
+    kept = {p.dtype for p in model.parameters() if not p.requires_grad and p.dtype != torch.uint8}
+    assert kept == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, "the adapter stays in float32"
+
+
+def test_an_evaluation_changes_no_gradient(base: Path) -> None:
+    """bitsandbytes would repack the matrices for inference, where the processor multiplies bfloat16."""
+    model = load_model(configured(base), offline=True, seed=1).model
+
+    def gradients() -> list[Tensor]:
+        model.train()
+        model.zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    before = gradients()
+    with torch.no_grad():
+        model.eval()(input_ids=IDS)
+    after = gradients()
+    assert len(before) == len(after) == 2 * 7 * 2
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    assert all(float(gradient.norm()) > 0 for gradient in before)
+
+
+def test_weights_are_quantised_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = QuantizationConfig(bits=4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert four_bits(config, compute_dtype=torch.bfloat16)["device_map"] == {"": "cpu"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert four_bits(config, compute_dtype=torch.bfloat16)["device_map"] == {"": 3}
+
+
+def test_a_matrix_that_the_cpu_would_misread_is_refused(tmp_path: Path) -> None:
+    """bitsandbytes reads the scales of rows that do not end with a block from the wrong place."""
+    narrow = save_model_folder(tmp_path / "narrow", tiny_llama())
+    said = (
+        r"^model\.quantization: .*narrow: model\.layers\.0\.self_attn\.q_proj has rows of 32 weights, and on the CPU "
+        r"they must be multiples of 64; leave it out, or run on CUDA$"
+    )
+    with pytest.raises(DataError, match=said):
+        load_model(configured(narrow), offline=True, seed=1)
+
+
+def test_a_missing_package_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"pip install 'vamo-ft\[bitsandbytes\]'"):
-        loading.load_model(config, offline=True, seed=1)
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(DataError, match=r"^model\.quantization: needs a CUDA device, and there is none; leave it out$"):
-        loading.load_model(config, offline=True, seed=1)
+    with pytest.raises(DataError, match=r"^model\.quantization: needs .*: pip install 'vamo-ft\[bitsandbytes\]'$"):
+        load_model(configured(base), offline=True, seed=1)
 
 
 def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

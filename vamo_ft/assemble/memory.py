@@ -42,6 +42,9 @@ _TEMPORARIES = {"adamw": 2, "adagrad": 1, "sgd": 1, "sign_sgd": 1}
 """Optimizer -> tensors of a parameter's size that torch's rule forms beside its state, and beside the last one of the
 parameter before, which its loop still holds."""
 
+_EIGHT_BIT = 5
+"""Those that bitsandbytes forms on the CPU, beside 8-bit moments; measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:
@@ -208,8 +211,8 @@ class MemoryPlanner:
         carried = (4 if optimizer.master_weights else 8) * Carriers(parameters, seed=0).most_together
         formed = _TEMPORARIES[RULES[optimizer.name]]
         temporaries = 4 * max(before + formed * size for before, size in zip([0, *sizes], sizes, strict=False))
-        if optimizer.name in BITSANDBYTES:  # one kernel
-            temporaries = 0
+        if optimizer.name in BITSANDBYTES:
+            temporaries = _EIGHT_BIT * 4 * max(sizes) if self._on_host else 0  # on CUDA it is one kernel
         return Phase("update", Peak(gradients=sum(t.nbytes for t in parameters.tensors)), carried + temporaries)
 
     def _trained(self, size: int | None, *, again: bool = False) -> Peak:

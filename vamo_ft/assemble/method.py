@@ -17,7 +17,7 @@ from vamo_ft.config.method import (
     VamoLiteralConfig,
     ZoSvrgConfig,
 )
-from vamo_ft.config.optimizer import BITSANDBYTES, RULES
+from vamo_ft.config.optimizer import BITSANDBYTES, PAGED
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
@@ -260,8 +260,8 @@ def check_optimizer(config: RunConfig) -> None:
         return
     if find_spec("bitsandbytes") is None:
         raise UsageError(f"optimizer.name: {name} needs another package: pip install 'vamo-ft[bitsandbytes]'")
-    if not torch.cuda.is_available():
-        raise UsageError(f"optimizer.name: {name} needs a CUDA device, and there is none; write {RULES[name]}")
+    if name in PAGED and not torch.cuda.is_available():
+        raise UsageError(f"optimizer.name: {name} needs a CUDA device, and there is none; write {PAGED[name]}")
 
 
 def build_update_rule(config: RunConfig, parameters: TrainableParameters, directions: Directions | None) -> UpdateRule:

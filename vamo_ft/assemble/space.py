@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from vamo_ft.config.method import SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
-from vamo_ft.config.optimizer import RULES, OptimizerConfig
+from vamo_ft.config.optimizer import PAGED, RULES, OptimizerConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import SaveError
 from vamo_ft.core.gradient_subspace import GradientSubspace
@@ -17,6 +17,7 @@ from vamo_ft.training.space import check_run_space, tensor_bytes
 __all__ = ["check_space", "moment_bytes", "offloaded_bytes", "optimizer_bytes", "paged_bytes", "snapshot_bytes"]
 
 _QUANTISED_FROM = 4096  # elements of a tensor, whose moments else are float32
+_PAGED_FROM = 100_000  # elements of a tensor, whose moments else stay on the device
 _BLOCK = 256  # elements with one scale
 _CODES = 2 * 256 * 4  # bytes of the tables that the values of two moments are looked up in
 
@@ -87,8 +88,11 @@ def moment_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) ->
 
 
 def paged_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> int:
-    """Of an optimizer's state, what may leave the device."""
-    return moment_bytes(optimizer, parameters) if optimizer.name.startswith("paged") else 0
+    """Of an optimizer's state, what may leave the device: the moments of large tensors, without their scales."""
+    if optimizer.name not in PAGED:
+        return 0
+    width = 1 if optimizer.name.endswith("8bit") else 4
+    return 2 * width * sum(tensor.numel() for tensor in parameters.tensors if tensor.numel() >= _PAGED_FROM)
 
 
 def offloaded_bytes(config: RunConfig, parameters: TrainableParameters) -> int:

@@ -31,7 +31,7 @@ class AdapterConfig(Section):
 
 
 class QuantizationConfig(Section):
-    """The base's matrices in 4 bits, under an adapter (QLoRA, arXiv 2305.14314); needs CUDA and bitsandbytes."""
+    """The base's matrices in 4 bits, under an adapter (QLoRA, arXiv 2305.14314); needs bitsandbytes."""
 
     bits: int = Field(description="bits of a weight: 4")
     type: Literal["nf4", "fp4"] = Field("nf4", description="code of 16 values: quantiles of a normal, or floats")

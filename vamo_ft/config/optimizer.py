@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 from vamo_ft.config.section import Section
 
 BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
-"""Optimizers that need CUDA and another package."""
+"""Optimizers that need another package."""
+
+PAGED: Mapping[str, str] = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw"}
+"""Optimizer whose moments may leave the device, as CUDA can do it -> the one whose moments stay."""
 
 RULES: Mapping[str, str] = {
     **{name: name for name in ("sgd", "adamw", "adagrad", "sign_sgd")},
@@ -23,7 +26,7 @@ class OptimizerConfig(Section):
     name: Literal["sgd", "adamw", "adagrad", "sign_sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = Field(
         description="torch.optim's rule of that name; sign_sgd: x <- (1 - lr wd) x - lr sign(g); adamw_8bit, "
         "paged_adamw_8bit, paged_adamw_32bit: AdamW with moments of 8 bits, or with moments that may move to host "
-        "memory (needs CUDA and bitsandbytes)"
+        "memory, on CUDA (needs bitsandbytes)"
     )
     learning_rate: float = Field(gt=0, description="peak learning rate; it has no default")
     weight_decay: float = Field(0.0, ge=0, description="decay coefficient, not applied to biases and norms")

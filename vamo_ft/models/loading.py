@@ -20,19 +20,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from vamo_ft.config.model import ModelConfig, QuantizationConfig
+from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.allocations import CopiedOutlines, outlines
 from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
+from vamo_ft.models.four_bits import check_four_bits, four_bits
 
 __all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_outline", "load_tokenizer"]
 
@@ -263,6 +263,7 @@ def _load(
     head_may_be_new = num_labels is not None and not complete
     if strange := [name for name in missing if not (head_may_be_new and _belongs_to_head(name, model))]:
         raise DataError(f"model.path: {config.path}: the weights lack {len(strange)} tensors, such as {strange[0]}")
+    check_four_bits(model, path=config.path)
     model.config.get_text_config().use_cache = False
     # transformers gives the pad token's row no gradient. Which row that is must not depend on where the model comes
     # from, and where pad is the end-of-text token its row has to learn.
@@ -276,27 +277,9 @@ def _quantized(config: ModelConfig, source: dict[str, Any]) -> dict[str, Any]:
         return {"quantization_config": GgufConfig(dequantize=True)}
     if config.quantization is None:
         return {}
-    _check_quantization()
-    return {
-        "quantization_config": _four_bits(config.quantization),
-        "device_map": {"": torch.cuda.current_device()},  # they are quantised on their way to the device
-    }
-
-
-def _check_quantization() -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise DataError("model.quantization: needs another package: pip install 'vamo-ft[bitsandbytes]'")
-    if not torch.cuda.is_available():
-        raise DataError("model.quantization: needs a CUDA device, and there is none; leave it out")
-
-
-def _four_bits(config: QuantizationConfig) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.type,
-        bnb_4bit_use_double_quant=config.double_quant,
-        bnb_4bit_compute_dtype=_DTYPES[config.compute_dtype],
-    )
+    return four_bits(config.quantization, compute_dtype=_DTYPES[config.quantization.compute_dtype])
 
 
 def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:

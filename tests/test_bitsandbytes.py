@@ -1,0 +1,75 @@
+"""Runs with weights or moments of few bits, by bitsandbytes on the CPU, from the file to the model."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import save_model_folder, tiny_llama
+from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, merged, weights_in
+from vamo_ft.cli import run
+
+EIGHT: dict[str, Any] = {"optimizer": {"name": "adamw_8bit"}}
+QLORA: dict[str, Any] = {"model": {"dtype": "bfloat16", "quantization": {"bits": 4}, "adapter": LORA}}
+INFORMED: dict[str, Any] = {
+    "method": {
+        "name": "vamo",
+        "probes": 2,
+        "directions": {"structure": "gradient_subspace", "warmup_steps": 3},
+        "snapshot": {"every": "4 steps"},
+    }
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "adamw_8bit": EIGHT,
+    "adamw_8bit_bfloat16": merged(EIGHT, {"model": {"dtype": "bfloat16"}}),
+    "adamw_8bit_masters": merged(EIGHT, {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}),
+    "qlora": merged(QLORA, {"model": {"quantization": {"compute_dtype": "float32", "double_quant": False}}}),
+    "qlora_checkpointed": merged(merged(QLORA, EIGHT), {"training": {"activation_checkpointing": True}}),
+    "qlora_mezo": merged(QLORA, MEZO),
+    "qlora_vamo": merged(QLORA, VAMO),
+    "qlora_informed": merged(QLORA, INFORMED),
+}
+
+
+@pytest.fixture
+def wide(workspace: Workspace) -> Workspace:
+    """With rows as long as blocks of weights in 4 bits are."""
+    save_model_folder(workspace.root / "model", tiny_llama(hidden=64))
+    return workspace
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_bit_for_bit(name: str, wide: Workspace) -> None:
+    """Through evaluations, and with another learning rate at every step."""
+    wide.configure(merged(RUNS[name], {"schedule": {"warmup_steps": 12}, "training": {"steps": 14}}))
+    assert wide.train("--set", "run.name=whole") == 0
+    assert wide.train("--set", "training.steps=8") == 0
+    assert wide.train() == 0
+    assert wide.metrics() == wide.metrics("whole")
+    assert wide.weights() == wide.weights("whole")
+
+
+def test_an_adapter_on_four_bits_learns_and_is_used_everywhere(
+    wide: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = {**LORA, "r": 16, "alpha": 32, "target_modules": "all-linear"}
+    wide.configure(merged(merged(QLORA, ADAMW), {"model": {"adapter": adapter}, "training": {"steps": 40}}))
+    assert wide.train() == 0
+    first, *_, last = [line["eval.loss"] for line in wide.metrics() if "eval.loss" in line]
+    assert last < first - 1
+    capsys.readouterr()
+    assert run(["evaluate", "runs/tiny"]) == 0
+    assert f"{last:.4f}" in capsys.readouterr().out
+    assert run(["generate", "runs/tiny", "a fine film", "--max-new-tokens", "4"]) == 0
+    assert run(["export", "runs/tiny", "merged", "--merge"]) == 0
+    assert "merged into those they were made from" in capsys.readouterr().err
+    merged_model = AutoModelForCausalLM.from_pretrained(wide.root / "merged")
+    factors = weights_in(wide.directory() / "model")
+    name = "model.layers.1.mlp.up_proj.weight"
+    key = f"base_model.{name.replace('model', 'model.model', 1).removesuffix('.weight')}"
+    up, down = (factors[f"{key}.lora_{side}.weight"].double() for side in "BA")
+    base = tiny_llama(hidden=64).get_parameter(name).to(torch.bfloat16)
+    expected = (base.double() + 2 * up @ down).to(torch.bfloat16)
+    torch.testing.assert_close(merged_model.get_parameter(name).to(torch.bfloat16), expected, rtol=1e-2, atol=1e-4)
+    assert not torch.equal(merged_model.get_parameter(name).to(torch.bfloat16), base)
