@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.second_moment import SecondMoment
+from vamo_ft.core.sharding import held
 from vamo_ft.core.types import Batch
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe, probe_points
+from vamo_ft.models.export import gathered
 
 __all__ = ["Outlines", "Peak", "Reach"]
 
@@ -28,17 +31,19 @@ class Peak:
     Attributes:
         gradients: of the trained parameters.
         logits: tensors over the vocabulary, with what the loss makes of them.
+        gathered: what is put together of a model that processes share out.
         activations: all other tensors of the passes.
     """
 
     gradients: int = 0
     logits: int = 0
+    gathered: int = 0
     activations: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.gradients + self.logits + self.activations
+        return self.gradients + self.logits + self.gathered + self.activations
 
 
 class Reach:
@@ -110,16 +115,25 @@ class _Marked(LocalRuntime):
             self.in_backward = False
 
 
-class Outlines:
-    """Passes over a model without values; each leaves it as it was."""
+_OF_GLOO = {"c10d::_allgather_base_": 0, "c10d::_reduce_scatter_base_": 1}
+"""Collective operation -> the argument of which gloo makes a copy of its own for as long as it lasts."""
 
-    def __init__(self, config: RunConfig, parts: Parts) -> None:
+
+class Outlines:
+    """Passes over a model without values; each leaves it as it was.
+
+    Args:
+        on_host: that main memory is the device's, and processes exchange what they do through gloo.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts, *, on_host: bool = True) -> None:
         model = parts.loaded.model
         self._config = config
         self._parts = parts
         self._runtime = _Marked(autocast=torch.bfloat16 if config.training.autocast else None)
-        self._held = [*model.parameters(), *model.buffers()]
-        self._shapes = {tensor.shape for tensor in parts.parameters.tensors}
+        self._on_host = on_host
+        self._held = [held(tensor) for tensor in (*model.parameters(), *model.buffers())]
+        self._shapes = {tensor.shape for tensor in (*parts.parameters.registered, *parts.parameters.tensors)}
         head = model.get_output_embeddings()
         self._classes = model.get_input_embeddings().weight.shape[0] if head is None else head.weight.shape[0]
         self.weights = AllocationTrace(self._held).now
@@ -152,24 +166,37 @@ class Outlines:
                 objective.terms(batch)
         return self._peak(trace)
 
+    @torch.no_grad()
+    def checkpoint(self) -> Peak:
+        """The tensors of a model that processes share out, put together to be saved: on the host by the first one."""
+        with self._traced() as trace:
+            gathered(self._parts.loaded.model, keep=self._on_host)
+        return Peak(gathered=self._peak(trace).total)
+
     @contextmanager
     def _traced(self) -> Iterator[AllocationTrace]:
-        trace = AllocationTrace(self._held, label=self._label)
+        trace = AllocationTrace(self._held, label=self._label, exchanged="gathered", within=self._within)
         try:
             with trace:
                 yield trace
         finally:
             self._parts.parameters.clear_gradients()
 
+    def _within(self, operation: str, arguments: Sequence[Any]) -> int:
+        if not self._on_host or operation not in _OF_GLOO:
+            return 0
+        copied: Tensor = arguments[_OF_GLOO[operation]]
+        return copied.nbytes
+
     def _label(self, tensor: Tensor) -> str:
-        if self._runtime.in_backward and tensor.shape in self._shapes:
+        exchanged = self._parts.parameters.sharded and tensor.ndim == 1
+        if self._runtime.in_backward and (exchanged or tensor.shape in self._shapes):
             return "gradients"
+        if exchanged:
+            return "gathered"
         return "logits" if tensor.ndim > 1 and tensor.shape[-1] == self._classes else "activations"
 
     def _peak(self, trace: AllocationTrace) -> Peak:
-        parts = dict(trace.parts)
-        held = AllocationTrace(self._held, label=self._label)
-        gradients, logits, activations = (
-            parts.get(label, 0) - held.parts.get(label, 0) for label in ("gradients", "logits", "activations")
-        )
-        return Peak(gradients, logits, activations)
+        before = AllocationTrace(self._held, label=self._label).parts
+        labels = ("gradients", "logits", "gathered", "activations")
+        return Peak(*(trace.parts.get(label, 0) - before.get(label, 0) for label in labels))

@@ -6,9 +6,9 @@ the same operations in the same order as one on values, so that what it allocate
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from vamo_ft.core.sharding import held
 
 __all__ = ["AllocationTrace", "CopiedOutlines", "outlines"]
 
@@ -48,12 +50,16 @@ class CopiedOutlines(TorchFunctionMode):
 class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the block follows the memory of all tensors that operations return, each storage once.
 
-    Whatever asks for the value of an outline is answered with 1 or yes: the checks of a healthy run pass. Memory that
-    an operation takes and gives back inside itself is not seen.
+    Of tensors that are shared out over processes (`core.sharding`) what this process holds counts. Whatever asks for
+    the value of an outline is answered with 1 or yes: the checks of a healthy run pass. Memory that an operation takes
+    and gives back inside itself is not seen, but for what `within` tells of it.
 
     Args:
-        held: tensors that exist already.
+        existing: tensors that exist already.
         label: names the part of memory that a new tensor belongs to.
+        exchanged: names that of what `within` tells, and of storages that are given memory again, as FSDP2 does with
+            those that it puts units together in.
+        within: an operation's name and arguments -> bytes that it takes and gives back inside itself.
 
     Attributes:
         now: bytes held.
@@ -61,15 +67,25 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         parts: label -> bytes, at the peak.
     """
 
-    def __init__(self, held: Iterable[Tensor] = (), *, label: Callable[[Tensor], str] = lambda tensor: "other") -> None:
+    def __init__(
+        self,
+        existing: Iterable[Tensor] = (),
+        *,
+        label: Callable[[Tensor], str] = lambda tensor: "other",
+        exchanged: str = "other",
+        within: Callable[[str, Sequence[Any]], int] = lambda operation, arguments: 0,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._label = label
+        self._exchanged = exchanged
+        self._within = within
+        self._resizes = ExitStack()
         self._live: dict[int, tuple[str, int]] = {}
         self._by_label: Counter[str] = Counter()
         self.now = self.peak = 0
         self.parts: Mapping[str, int] = {}
         self._mode: FakeTensorMode | None = None
-        for tensor in held:
+        for tensor in map(held, existing):
             self._mode = tensor.fake_mode if isinstance(tensor, FakeTensor) else self._mode
             self._hold(tensor)
         self.restart()
@@ -78,32 +94,74 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Begins the peak anew at what is held now."""
         self.peak, self.parts = self.now, dict(self._by_label)
 
+    def __enter__(self) -> Self:
+        self._resizes.enter_context(_resizes_told(self._resize))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        super().__exit__(*failure)  # type: ignore[no-untyped-call]
+        self._resizes.close()
+
     def __torch_dispatch__(
         self, operation: Any, types: Sequence[type], arguments: tuple[Any, ...] = (), keywords: Any = None
     ) -> Any:
         """Runs one operation and holds what it returns."""
         if operation._schema.name in _QUESTIONS and isinstance(arguments[0], FakeTensor):
             return True if arguments[0].dtype == torch.bool or operation._schema.name == _QUESTIONS[1] else 1
+        if inside := self._within(operation._schema.name, arguments):
+            self._change(self._exchanged, inside)
+            self._change(self._exchanged, -inside)
         with self._mode if self._mode is not None and operation._schema.name == _UNWRITTEN else nullcontext():
             result = operation(*arguments, **(keywords or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
-                self._hold(tensor)
+                self._hold(held(tensor))
         return result
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if (place := storage._cdata) in self._live:
+        if storage._cdata not in self._live:
+            self._add(storage, self._label(tensor))
+
+    def _add(self, storage: torch.UntypedStorage, label: str) -> None:
+        size = storage.nbytes()
+        self._live[storage._cdata] = label, size
+        self._change(label, size)
+        weakref.finalize(storage, self._free, storage._cdata).atexit = False
+
+    def _resize(self, storage: torch.UntypedStorage) -> None:
+        label, size = self._live.get(storage._cdata, (self._exchanged, None))
+        if size is None:
+            self._add(storage, label)
             return
-        label, size = self._label(tensor), storage.nbytes()
-        self._live[place] = label, size
+        self._live[storage._cdata] = self._exchanged, storage.nbytes()
+        self._change(label, -size)
+        self._change(self._exchanged, storage.nbytes())
+
+    def _free(self, place: int) -> None:
+        label, size = self._live.pop(place)
+        self._change(label, -size)
+
+    def _change(self, label: str, size: int) -> None:
         self._by_label[label] += size
         self.now += size
         if self.now > self.peak:
             self.restart()
-        weakref.finalize(storage, self._free, place).atexit = False
 
-    def _free(self, place: int) -> None:
-        label, size = self._live.pop(place)
-        self._by_label[label] -= size
-        self.now -= size
+
+@contextmanager
+def _resizes_told(tell: Callable[[torch.UntypedStorage], None]) -> Iterator[None]:
+    """Within the block every storage whose size changes is told; no operation of torch's says so."""
+    resize = torch.UntypedStorage.resize_
+
+    def told(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+        resized: torch.UntypedStorage = resize(storage, size)
+        tell(storage)
+        return resized
+
+    torch.UntypedStorage.resize_ = told  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
