@@ -31,6 +31,7 @@ from vamo_ft.core.stack import layer_stacks
 from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.models.export import saved_sizes
 from vamo_ft.models.four_bits import four_bit_bytes, four_bit_matrices
 from vamo_ft.optim.carriers import Carriers
 
@@ -124,7 +125,7 @@ class MemoryPlanner:
             resident = resident_parameters(config, parts.loaded)
             self._streamed = streamed_parameters(parts.loaded.model, resident=resident)
         self._quantized = 0 if config.model.quantization is None else _saved(parts, config.model.quantization)
-        self._outlines = Outlines(config, parts, on_host=self._on_host)
+        self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
         self._probes: dict[tuple[str, object], Peak] = {}
         self._evaluation: Peak | None = None
@@ -145,7 +146,7 @@ class MemoryPlanner:
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
         if parameters.sharded:
-            phases.append(Phase("checkpoint", self._outlines.checkpoint()))
+            phases.append(self._checkpoint())
         return MemoryPlan(
             weights=self._outlines.weights - self._quantized + 2 * max(layers, default=0) - away,
             streamed=sum(layers),
@@ -231,6 +232,11 @@ class MemoryPlanner:
         if optimizer.name in BITSANDBYTES:  # one kernel
             temporaries = 0
         return Phase("update", Peak(gradients=sum(t.nbytes for t in parameters.tensors)), carried + temporaries)
+
+    def _checkpoint(self) -> Phase:
+        """Shared-out tensors are put together one by one, and the first process keeps them on the host."""
+        sizes = saved_sizes(self._parts.loaded.model)
+        return Phase("checkpoint", Peak(gathered=sum(sizes) if self._on_host else max(sizes)))
 
     def _trained(self, size: int | None, *, again: bool = False) -> Peak:
         """Forward and backward passes of the largest batch of steps, or (None) of a snapshot."""

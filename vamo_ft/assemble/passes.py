@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +14,9 @@ from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.second_moment import SecondMoment
-from vamo_ft.core.sharding import held
 from vamo_ft.core.types import Batch
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import LossProbe, probe_points
-from vamo_ft.models.export import gathered
 
 __all__ = ["Outlines", "Peak", "Reach"]
 
@@ -115,24 +112,15 @@ class _Marked(LocalRuntime):
             self.in_backward = False
 
 
-_OF_GLOO = {"c10d::_allgather_base_": 0, "c10d::_reduce_scatter_base_": 1}
-"""Collective operation -> the argument of which gloo makes a copy of its own for as long as it lasts."""
-
-
 class Outlines:
-    """Passes over a model without values; each leaves it as it was.
+    """Passes over a model without values; each leaves it as it was."""
 
-    Args:
-        on_host: that main memory is the device's, and processes exchange what they do through gloo.
-    """
-
-    def __init__(self, config: RunConfig, parts: Parts, *, on_host: bool = True) -> None:
+    def __init__(self, config: RunConfig, parts: Parts) -> None:
         model = parts.loaded.model
         self._config = config
         self._parts = parts
         self._runtime = _Marked(autocast=torch.bfloat16 if config.training.autocast else None)
-        self._on_host = on_host
-        self._held = [held(tensor) for tensor in (*model.parameters(), *model.buffers())]
+        self._held = [*model.parameters(), *model.buffers()]
         self._shapes = {tensor.shape for tensor in (*parts.parameters.registered, *parts.parameters.tensors)}
         head = model.get_output_embeddings()
         self._classes = model.get_input_embeddings().weight.shape[0] if head is None else head.weight.shape[0]
@@ -166,27 +154,14 @@ class Outlines:
                 objective.terms(batch)
         return self._peak(trace)
 
-    @torch.no_grad()
-    def checkpoint(self) -> Peak:
-        """The tensors of a model that processes share out, put together to be saved: on the host by the first one."""
-        with self._traced() as trace:
-            gathered(self._parts.loaded.model, keep=self._on_host)
-        return Peak(gathered=self._peak(trace).total)
-
     @contextmanager
     def _traced(self) -> Iterator[AllocationTrace]:
-        trace = AllocationTrace(self._held, label=self._label, exchanged="gathered", within=self._within)
+        trace = AllocationTrace(self._held, label=self._label, resized="gathered")
         try:
             with trace:
                 yield trace
         finally:
             self._parts.parameters.clear_gradients()
-
-    def _within(self, operation: str, arguments: Sequence[Any]) -> int:
-        if not self._on_host or operation not in _OF_GLOO:
-            return 0
-        copied: Tensor = arguments[_OF_GLOO[operation]]
-        return copied.nbytes
 
     def _label(self, tensor: Tensor) -> str:
         exchanged = self._parts.parameters.sharded and tensor.ndim == 1

@@ -1,7 +1,6 @@
 """Memory, work, time and disk of a run before it starts, from its data and an outline of its model."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ __all__ = ["DiskPlan", "MethodPlan", "Plan", "WorkPlan", "build_plan", "largest_
 
 _EXACT_STEPS = 256  # whose evaluations are counted one by one
 _FEW_STEPS = 3  # of methods that are only set beside the configured one
-_MOST_PROCESSES = 1024  # that are thought of
+_PROCESSES = (2, 4, 8, 16, 32, 64)  # that are tried; torch cuts outlines for hundreds of them in minutes
 _GRACE = 5.0  # seconds of a stop beside the writing of its checkpoint
 
 
@@ -101,7 +100,7 @@ class Plan:
         largest: most samples of a micro-batch, up to `share`, with which the run fits; None: not even one.
         checkpointed: the peak with activation checkpointing, where the run does not fit without.
         enough: the smallest power of two of processes with which a micro-batch of one sample fits, where with
-            `processes` it does not and they share the model out; None: it was not looked for, or is above 1,024.
+            `processes` it does not and they share the model out; None: it was not looked for, or is above 64.
         seconds: of training; None: no speed is known.
         evaluation_seconds: of evaluation.
         lengths: (shortest, median, longest) sample in tokens.
@@ -222,17 +221,17 @@ def build_plan(
 
 def _enough_processes(config: RunConfig, device: Device, *, above: int, use_cache: bool) -> int | None:
     """The smallest power of two, above so many, with which a micro-batch of one sample fits."""
-
-    def fits(count: int) -> bool:
+    for count in _PROCESSES:
+        if count <= above:
+            continue
         with pretended(count) as together:
             parts = build_outline(config, use_cache=use_cache, processes=together)
-            planner = MemoryPlanner(config, parts, device_type=device.type)
-            return planner.plan(config, micro_batch_size=1).peak <= device.memory
-
-    powers = (1 << exponent for exponent in range(_MOST_PROCESSES.bit_length()))
-    counts = [count for count in powers if count > above]
-    place = bisect_left(counts, True, key=fits)
-    return counts[place] if place < len(counts) else None
+            memory = MemoryPlanner(config, parts, device_type=device.type).plan(config, micro_batch_size=1)
+        if memory.peak <= device.memory:
+            return count
+        if max(phase.peak.gathered + phase.peak.logits for phase in memory.phases) > device.memory:
+            return None  # of which no process is relieved by others
+    return None
 
 
 def largest_fitting(fits: Callable[[int], bool], limit: int) -> int | None:

@@ -17,8 +17,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from vamo_ft.core.sharding import held
-
 __all__ = ["AllocationTrace", "CopiedOutlines", "outlines"]
 
 _QUESTIONS = ("aten::_local_scalar_dense", "aten::equal")  # about the values that outlines do not have
@@ -50,16 +48,15 @@ class CopiedOutlines(TorchFunctionMode):
 class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the block follows the memory of all tensors that operations return, each storage once.
 
-    Of tensors that are shared out over processes (`core.sharding`) what this process holds counts. Whatever asks for
-    the value of an outline is answered with 1 or yes: the checks of a healthy run pass. Memory that an operation takes
-    and gives back inside itself is not seen, but for what `within` tells of it.
+    Of a tensor that stands for others, such as one that is shared out over processes (`core.sharding`), those that are
+    here count. Whatever asks for the value of an outline is answered with 1 or yes: the checks of a healthy run pass.
+    Memory that an operation takes and gives back inside itself is not seen.
 
     Args:
         existing: tensors that exist already.
         label: names the part of memory that a new tensor belongs to.
-        exchanged: names that of what `within` tells, and of storages that are given memory again, as FSDP2 does with
-            those that it puts units together in.
-        within: an operation's name and arguments -> bytes that it takes and gives back inside itself.
+        resized: names that of storages that are given memory again, as FSDP2 does with those that it puts units
+            together in.
 
     Attributes:
         now: bytes held.
@@ -72,21 +69,20 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         existing: Iterable[Tensor] = (),
         *,
         label: Callable[[Tensor], str] = lambda tensor: "other",
-        exchanged: str = "other",
-        within: Callable[[str, Sequence[Any]], int] = lambda operation, arguments: 0,
+        resized: str = "other",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._label = label
-        self._exchanged = exchanged
-        self._within = within
+        self._resized = resized
         self._resizes = ExitStack()
         self._live: dict[int, tuple[str, int]] = {}
         self._by_label: Counter[str] = Counter()
         self.now = self.peak = 0
         self.parts: Mapping[str, int] = {}
         self._mode: FakeTensorMode | None = None
-        for tensor in map(held, existing):
-            self._mode = tensor.fake_mode if isinstance(tensor, FakeTensor) else self._mode
+        for tensor in existing:
+            for inner in _inner(tensor):
+                self._mode = inner.fake_mode if isinstance(inner, FakeTensor) else self._mode
             self._hold(tensor)
         self.restart()
 
@@ -109,20 +105,18 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Runs one operation and holds what it returns."""
         if operation._schema.name in _QUESTIONS and isinstance(arguments[0], FakeTensor):
             return True if arguments[0].dtype == torch.bool or operation._schema.name == _QUESTIONS[1] else 1
-        if inside := self._within(operation._schema.name, arguments):
-            self._change(self._exchanged, inside)
-            self._change(self._exchanged, -inside)
         with self._mode if self._mode is not None and operation._schema.name == _UNWRITTEN else nullcontext():
             result = operation(*arguments, **(keywords or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
-                self._hold(held(tensor))
+                self._hold(tensor)
         return result
 
     def _hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._live:
-            self._add(storage, self._label(tensor))
+        for inner in _inner(tensor):
+            storage = inner.untyped_storage()
+            if storage._cdata not in self._live:
+                self._add(storage, self._label(inner))
 
     def _add(self, storage: torch.UntypedStorage, label: str) -> None:
         size = storage.nbytes()
@@ -131,13 +125,13 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._free, storage._cdata).atexit = False
 
     def _resize(self, storage: torch.UntypedStorage) -> None:
-        label, size = self._live.get(storage._cdata, (self._exchanged, None))
+        label, size = self._live.get(storage._cdata, (self._resized, None))
         if size is None:
             self._add(storage, label)
             return
-        self._live[storage._cdata] = self._exchanged, storage.nbytes()
+        self._live[storage._cdata] = self._resized, storage.nbytes()
         self._change(label, -size)
-        self._change(self._exchanged, storage.nbytes())
+        self._change(self._resized, storage.nbytes())
 
     def _free(self, place: int) -> None:
         label, size = self._live.pop(place)
@@ -148,6 +142,17 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now += size
         if self.now > self.peak:
             self.restart()
+
+
+def _inner(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors with memory that a tensor stands for: itself, or those that it wraps."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    for part in (getattr(tensor, name) for name in flatten()[0]):
+        if isinstance(part, Tensor):
+            yield from _inner(part)
 
 
 @contextmanager

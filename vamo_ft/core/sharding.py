@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from vamo_ft.core.errors import UsageError
 
-__all__ = ["Part", "Rows", "distribute", "held", "own_part", "rows_of", "shard", "whole_tensor"]
+__all__ = ["Part", "Rows", "distribute", "own_part", "rows_of", "shard", "whole_tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,6 @@ def own_part(parameter: nn.Parameter) -> tuple[nn.Parameter, Rows | None]:
 
     parameter.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
     return own, rows
-
-
-def held(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it, or its rows where it is shared out."""
-    return _local(tensor) if isinstance(tensor, DTensor) else tensor
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
