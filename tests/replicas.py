@@ -225,6 +225,18 @@ def drift(runtime: Runtime) -> str:
     return ""
 
 
+def prepared(runtime: Runtime, *, rank: int) -> Tensor:
+    """What a module holds that began with another value in each process."""
+    network = TinyNetwork(WIDTH)
+    network.register_buffer("seen", torch.zeros(3))
+    held = [*network.parameters(), *network.buffers()]
+    with torch.no_grad():
+        for tensor in held:
+            tensor += rank
+    runtime.prepared(network)
+    return torch.cat([tensor.detach().flatten() for tensor in held])
+
+
 def unreached(runtime: Runtime) -> str:
     """What is said of a head that no loss uses."""
     network = TinyNetwork(WIDTH)
@@ -248,6 +260,7 @@ def main() -> None:
         said = f"{drift(runtime)}\n{unreached(runtime)}"
         flags = [runtime.any(processes.rank == 1), runtime.any(False), runtime.agreed(processes.rank) == 0]
         found["flags"] = torch.tensor(flags)
+        found["prepared"] = prepared(runtime, rank=processes.rank)
         save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{processes.rank}.safetensors")
         (folder / f"{processes.rank}.txt").write_text(said)
 

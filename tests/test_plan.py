@@ -335,8 +335,8 @@ def test_a_model_that_is_shared_out_is_planned_for_one_process(
 ) -> None:
     workspace.configure(ADAMW)
     said = (
-        "planned for one process, which holds all; of several (training.fsdp) each holds its part of weights, "
-        "gradients and optimizer state, and one layer whole at a time"
+        "planned for one process, which holds all; --processes N plans one of several (training.fsdp), which holds "
+        "its part"
     )
     for fsdp in (True, False):
         assert run(["plan", "config.yaml", "--methods", "adamw", "--set", f"training.fsdp={fsdp}"]) == 0

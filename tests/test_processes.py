@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.replicas import METHODS, cases, unreached
+from tests.replicas import METHODS, cases, prepared, unreached
 from tests.workspace import MEZO, Workspace
 from vamo_ft.core.runtime import LocalRuntime
 
@@ -84,6 +84,7 @@ def test_processes_hold_the_same_bits(replicas: Any) -> None:
     (first, second), _ = replicas
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert torch.equal(first["prepared"], prepared(LocalRuntime(), rank=0))  # the first one's values, in both
 
 
 @pytest.mark.parametrize("method", [*METHODS, "evaluation"])

@@ -124,6 +124,12 @@ def _plan(
         str | None,
         typer.Option(metavar="NAME", help="Fit it to this GPU, such as h100-80gb or rtx4090; default: what is here."),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, max=1024, help="Plan one of so many processes with a device each (the world size)."
+        ),
+    ] = 1,
     methods: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Set these methods beside the file's; default: all.")
     ] = None,
@@ -143,6 +149,7 @@ def _plan(
     plan(
         settings,
         gpu=gpu,
+        processes=processes,
         methods=methods,
         tokens_per_second=tokens_per_second,
         measure=measure,

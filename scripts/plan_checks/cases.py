@@ -1,12 +1,13 @@
 """The configurations that are planned and run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from vamo_ft.config.load import load_config
 from vamo_ft.config.schema import RunConfig
 
-__all__ = ["CASES", "case_config"]
+__all__ = ["CASES", "Case", "case_config"]
 
 _FILE = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 _COMMON = (
@@ -17,32 +18,46 @@ _COMMON = (
     "evaluation.metrics=[loss]",
     "training.forward_batch_tokens=1024",
 )
+_FULL = "model.adapter=null"
+_SHARED = "training.fsdp=true"
 _FIRST_ORDER = "method={name: adamw}"
-_ZEROTH_ORDER = ("optimizer={name: sgd, learning_rate: 1.0e-6}", "model.adapter=null")
+_ZEROTH_ORDER = ("optimizer={name: sgd, learning_rate: 1.0e-6}", _FULL)
 
-CASES: Mapping[str, Sequence[str]] = {
-    "adamw, LoRA": (_FIRST_ORDER,),
-    "adamw, LoRA, activation checkpointing": (_FIRST_ORDER, "training.activation_checkpointing=true"),
-    "adamw, all weights in float32": (_FIRST_ORDER, "model.adapter=null"),
-    "adamw, all weights in bfloat16": (_FIRST_ORDER, "model.adapter=null", "model.dtype=bfloat16"),
-    "adamw_8bit, all weights in bfloat16": (
-        _FIRST_ORDER,
-        "model.adapter=null",
-        "model.dtype=bfloat16",
-        "optimizer.name=adamw_8bit",
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What differs from the quick start, and how many processes share the run out."""
+
+    changes: tuple[str, ...] = ()
+    processes: int = 1
+
+
+CASES: Mapping[str, Case] = {
+    "adamw, LoRA": Case((_FIRST_ORDER,)),
+    "adamw, LoRA, activation checkpointing": Case((_FIRST_ORDER, "training.activation_checkpointing=true")),
+    "adamw, all weights in float32": Case((_FIRST_ORDER, _FULL)),
+    "adamw, all weights in bfloat16": Case((_FIRST_ORDER, _FULL, "model.dtype=bfloat16")),
+    "adamw_8bit, all weights in bfloat16": Case(
+        (_FIRST_ORDER, _FULL, "model.dtype=bfloat16", "optimizer.name=adamw_8bit")
     ),
-    "adamw, LoRA on 4 bits": (_FIRST_ORDER, "model.dtype=bfloat16", "model.quantization={bits: 4}"),
-    "vamo, LoRA": (),
-    "vamo along gradients, LoRA": (
-        "method={name: vamo, probes: 4, difference: forward, radius: 0.02, "
-        "directions: {structure: gradient_subspace, warmup_steps: 5}, snapshot: {every: 1 epoch}}",
+    "adamw, LoRA on 4 bits": Case((_FIRST_ORDER, "model.dtype=bfloat16", "model.quantization={bits: 4}")),
+    "vamo, LoRA": Case(),
+    "vamo along gradients, LoRA": Case(
+        (
+            "method={name: vamo, probes: 4, difference: forward, radius: 0.02, "
+            "directions: {structure: gradient_subspace, warmup_steps: 5}, snapshot: {every: 1 epoch}}",
+        )
     ),
-    "mezo, all weights in float32": ("method={name: mezo}", *_ZEROTH_ORDER),
-    "mezo_bcd, all weights in bfloat16": ("method={name: mezo_bcd}", *_ZEROTH_ORDER, "model.dtype=bfloat16"),
+    "mezo, all weights in float32": Case(("method={name: mezo}", *_ZEROTH_ORDER)),
+    "mezo_bcd, all weights in bfloat16": Case(("method={name: mezo_bcd}", *_ZEROTH_ORDER, "model.dtype=bfloat16")),
+    "vamo, LoRA, 2 processes": Case(processes=2),
+    "adamw, all weights in float32, 2 processes": Case((_FIRST_ORDER, _FULL), processes=2),
+    "adamw, all weights in float32, fsdp of 2": Case((_FIRST_ORDER, _FULL, _SHARED), processes=2),
+    "mezo, all weights in float32, fsdp of 2": Case(("method={name: mezo}", *_ZEROTH_ORDER, _SHARED), processes=2),
 }
-"""Name -> what differs from the quick start."""
+"""Name -> case."""
 
 
 def case_config(name: str) -> RunConfig:
     """The configuration of a case."""
-    return load_config(_FILE, overrides=[*_COMMON, *CASES[name]]).config
+    return load_config(_FILE, overrides=[*_COMMON, *CASES[name].changes]).config

@@ -1,7 +1,7 @@
 """Memory of the devices that a run may be planned for."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,6 +48,12 @@ class Device:
     name: str
     memory: int
     type: Literal["cpu", "cuda"]
+
+    def shared_by(self, processes: int) -> "Device":
+        """What each of several processes has: a GPU of its own, or its part of one machine's main memory."""
+        if self.type == "cuda" or processes == 1:
+            return self
+        return replace(self, name=f"{self.name} for each of {processes:,}", memory=self.memory // processes)
 
 
 def find_device(gpu: str | None) -> Device:

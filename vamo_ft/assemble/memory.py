@@ -26,10 +26,12 @@ from vamo_ft.config.optimizer import BITSANDBYTES, RULES
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.kernels import COMPILER_BYTES
+from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.stack import layer_stacks
 from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
+from vamo_ft.models.export import saved_sizes
 from vamo_ft.models.four_bits import four_bit_bytes, four_bit_matrices
 from vamo_ft.optim.carriers import Carriers
 
@@ -75,6 +77,7 @@ class MemoryPlan:
         adapter: of them those of an adapter.
         optimizer: state of the update rule, with master weights.
         snapshot: what the method keeps between steps.
+        exchanged: in which gradients are summed over processes that each hold the whole model.
         host: what of both is in host memory, or may be; it is not in these two.
         compiler: what compiling the kernels of directions takes in main memory, where the run is there.
         phases: what the run does, each of which peaks at another time.
@@ -85,6 +88,7 @@ class MemoryPlan:
     adapter: int
     optimizer: int
     snapshot: int
+    exchanged: int
     host: int
     compiler: int
     phases: tuple[Phase, ...]
@@ -102,13 +106,16 @@ class MemoryPlan:
     @property
     def kept(self) -> int:
         """What all phases hold."""
-        return self.weights + self.optimizer + self.snapshot + self.compiler
+        return self.weights + self.optimizer + self.snapshot + self.exchanged + self.compiler
 
 
 class MemoryPlanner:
     """Plans any method on one model and its data; a pass that several of them make is followed once.
 
+    Of several processes it plans the first: shares are rounded up, so that none holds or does more.
+
     Args:
+        parts: an outline.
         device_type: of the memory that is planned: "cpu" or "cuda".
     """
 
@@ -127,21 +134,29 @@ class MemoryPlanner:
         self._evaluation: Peak | None = None
 
     def plan(self, config: RunConfig, *, micro_batch_size: int) -> MemoryPlan:
-        """The memory of a run with another method, optimizer or micro-batch than the planner's."""
+        """The memory of a run with another method, optimizer or micro-batch than the planner's.
+
+        Args:
+            micro_batch_size: at most; several processes cut a step evenly.
+        """
         parameters, num_samples = self._parts.parameters, self._parts.source.num_samples
+        micro_batch_size = self._parts.runtime.evenly(self._parts.source.batch_size, at_most=micro_batch_size)
         paged = 0 if self._on_host else paged_bytes(config.optimizer, parameters)
-        offloaded = 0 if self._on_host else offloaded_bytes(config, parameters)
+        offloaded = 0 if self._on_host else offloaded_bytes(config, parameters, whole=False)
         layers = [sum(parameter.nbytes for parameter in own) for own in self._streamed.values()]
         away = 0 if self._on_host else sum(layers)
         phases = [*self._method_phases(config, micro_batch_size), self._update(config)]
         if self._parts.held_out is not None:
             phases.append(Phase("evaluation", self._evaluated(), self._cache_bytes()))
+        if parameters.sharded:
+            phases.append(self._checkpoint())
         return MemoryPlan(
             weights=self._outlines.weights - self._quantized + 2 * max(layers, default=0) - away,
             streamed=sum(layers),
             adapter=0 if config.model.adapter is None else sum(tensor.nbytes for tensor in parameters.tensors),
-            optimizer=optimizer_bytes(config.optimizer, parameters) - paged,
-            snapshot=snapshot_bytes(config, parameters, num_samples=num_samples) - offloaded,
+            optimizer=optimizer_bytes(config.optimizer, parameters, whole=False) - paged,
+            snapshot=snapshot_bytes(config, parameters, num_samples=num_samples, whole=False) - offloaded,
+            exchanged=self._exchanged_bytes(config),
             host=paged + offloaded,
             compiler=self._compiler_bytes(config),
             phases=tuple(phases),
@@ -151,6 +166,12 @@ class MemoryPlanner:
         """0 where kernels are compiled for a GPU: that takes memory of the machine around it."""
         return COMPILER_BYTES if self._on_host and are_compiled(config, self._parts.parameters.numel, "cpu") else 0
 
+    def _exchanged_bytes(self, config: RunConfig) -> int:
+        """DDP's buckets, as large as the gradients, which it keeps from one step to the next."""
+        alone = self._parts.parameters.sharded or isinstance(self._parts.runtime, LocalRuntime)
+        differentiated = config.method.needs_gradient and not isinstance(config.method, ForwardGradientConfig)
+        return 0 if alone or not differentiated else self._parts.parameters.nbytes
+
     def _method_phases(self, config: RunConfig, size: int) -> list[Phase]:
         """The estimate of a step, and a snapshot."""
         method, tensors = config.method, self._parts.parameters.tensors
@@ -159,7 +180,7 @@ class MemoryPlanner:
         sums = lent = 0
         if not self._on_host and offloaded_bytes(config, self._parts.parameters):
             copy = _most_lent([tensor.nbytes for tensor in tensors])
-            sums = _FULL_GRADIENT * self._parts.parameters.numel  # on the device while a pass adds to them
+            sums = _FULL_GRADIENT * self._parts.parameters.num_held  # on the device while a pass adds to them
             if isinstance(method, VamoConfig) and method.directions.structure == "gradient_subspace":
                 rows = [4 * 2 * method.probes * tensor.numel() for tensor in tensors]
                 lent = 2 * _most_lent(rows)  # of a sketch, to form the products of its rows
@@ -214,6 +235,11 @@ class MemoryPlanner:
         if optimizer.name in BITSANDBYTES:
             temporaries = _EIGHT_BIT * 4 * max(sizes) if self._on_host else 0  # on CUDA it is one kernel
         return Phase("update", Peak(gradients=sum(t.nbytes for t in parameters.tensors)), carried + temporaries)
+
+    def _checkpoint(self) -> Phase:
+        """Shared-out tensors are put together one by one, and the first process keeps them on the host."""
+        sizes = saved_sizes(self._parts.loaded.model)
+        return Phase("checkpoint", Peak(gathered=sum(sizes) if self._on_host else max(sizes)))
 
     def _trained(self, size: int | None, *, again: bool = False) -> Peak:
         """Forward and backward passes of the largest batch of steps, or (None) of a snapshot."""
@@ -275,13 +301,14 @@ class MemoryPlanner:
         return int(2 * model.num_hidden_layers * heads * width * size * max(budget, held_out.longest))
 
     def _largest(self, size: int | None) -> tuple[Batch, bool]:
-        """The batch of most cells, and whether a step has several."""
+        """The batch of most cells, and whether a process has several in a step."""
         source, training = self._parts.source, self._config.training
         if size is None:
             groups = source.groups(range(source.num_samples), token_budget=training.forward_batch_tokens)
             return source.batch(groups[0]), False
         indices = largest_micro_batch(source, size, num_steps=run_length(self._config, source))
-        return source.batch(indices), size < source.batch_size
+        micro_batches = range(0, source.batch_size, size)
+        return source.batch(indices), len(self._parts.runtime.mine(micro_batches)) > 1
 
 
 def largest_micro_batch(source: TrainingSamples, size: int, *, num_steps: int) -> tuple[int, ...]:
@@ -312,5 +339,8 @@ def _saved(parts: Parts, quantization: QuantizationConfig) -> int:
 def _both(first: Peak, second: Peak) -> Peak:
     """Held at the same time."""
     return Peak(
-        first.gradients + second.gradients, first.logits + second.logits, first.activations + second.activations
+        first.gradients + second.gradients,
+        first.logits + second.logits,
+        first.gathered + second.gathered,
+        first.activations + second.activations,
     )

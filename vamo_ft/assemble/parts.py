@@ -28,6 +28,8 @@ from vamo_ft.models.loading import LoadedModel, checkpoint_activations, load_out
 from vamo_ft.models.packing import check_packing
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
+from vamo_ft.training.processes import Processes
+from vamo_ft.training.runtime import AcceleratedRuntime, ShardedRuntime
 
 __all__ = ["Parts", "build_outline", "build_parts", "check_positions", "check_vocabulary"]
 
@@ -78,11 +80,12 @@ def build_parts(
     return replace(parts, directions=build_directions(config, parts.parameters, loaded.model))
 
 
-def build_outline(config: RunConfig, *, use_cache: bool = True) -> Parts:
+def build_outline(config: RunConfig, *, use_cache: bool = True, processes: Processes | None = None) -> Parts:
     """The same without values in the model (see `core.allocations`) and without directions; no weights are read.
 
     Args:
         use_cache: keep tokens, and take them from where they were kept.
+        processes: that share the run out; None: one.
 
     Raises:
         DataError: model or data are not what the configuration says.
@@ -95,14 +98,23 @@ def build_outline(config: RunConfig, *, use_cache: bool = True) -> Parts:
     )
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
-    runtime = LocalRuntime(autocast=torch.bfloat16 if config.training.autocast else None)
-    return _undirected(config, loaded, runtime, use_cache=use_cache, stop_requested=lambda: False)
+    runtime: Runtime
+    runtime = local = LocalRuntime(autocast=torch.bfloat16 if config.training.autocast else None)
+    if processes is not None:
+        runtime = (ShardedRuntime if config.training.fsdp else AcceleratedRuntime)(processes, local)
+    return _undirected(config, loaded, runtime, use_cache=use_cache, stop_requested=lambda: False, placed=False)
 
 
 def _undirected(
-    config: RunConfig, loaded: LoadedModel, runtime: Runtime, *, use_cache: bool, stop_requested: Callable[[], bool]
+    config: RunConfig,
+    loaded: LoadedModel,
+    runtime: Runtime,
+    *,
+    use_cache: bool,
+    stop_requested: Callable[[], bool],
+    placed: bool = True,
 ) -> Parts:
-    """All but the directions."""
+    """All but the directions; of a model that is not `placed` yet, processes get their parts."""
     if use_cache and not runtime.is_main:
         runtime.any(False)  # the main process reads the data first, for the cache of all
     source, held_out = load_samples(
@@ -130,6 +142,8 @@ def _undirected(
     if loaded.stream is not None:
         _check_stream(loaded.stream, build_loss(config, loaded), source, runtime)
     ledger = _build_ledger(config, loaded, source, runtime)
+    if not placed and runtime.share[1] > 1:  # outlines are not put together in a pass that nobody follows
+        runtime.place(loaded.root)
     if config.training.activation_checkpointing:
         checkpoint_activations(loaded.model)
     parameters = TrainableParameters(loaded.model, runtime, stream=loaded.stream)

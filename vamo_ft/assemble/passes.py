@@ -28,17 +28,19 @@ class Peak:
     Attributes:
         gradients: of the trained parameters.
         logits: tensors over the vocabulary, with what the loss makes of them.
+        gathered: what is put together of a model that processes share out.
         activations: all other tensors of the passes.
     """
 
     gradients: int = 0
     logits: int = 0
+    gathered: int = 0
     activations: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.gradients + self.logits + self.activations
+        return self.gradients + self.logits + self.gathered + self.activations
 
 
 class Reach:
@@ -119,7 +121,7 @@ class Outlines:
         self._parts = parts
         self._runtime = _Marked(autocast=torch.bfloat16 if config.training.autocast else None)
         self._held = [*model.parameters(), *model.buffers()]
-        self._shapes = {tensor.shape for tensor in parts.parameters.tensors}
+        self._shapes = {tensor.shape for tensor in (*parts.parameters.registered, *parts.parameters.tensors)}
         head = model.get_output_embeddings()
         self._classes = model.get_input_embeddings().weight.shape[0] if head is None else head.weight.shape[0]
         self.weights = AllocationTrace(self._held).now
@@ -154,7 +156,7 @@ class Outlines:
 
     @contextmanager
     def _traced(self) -> Iterator[AllocationTrace]:
-        trace = AllocationTrace(self._held, label=self._label)
+        trace = AllocationTrace(self._held, label=self._label, resized="gathered")
         try:
             with trace:
                 yield trace
@@ -162,14 +164,14 @@ class Outlines:
             self._parts.parameters.clear_gradients()
 
     def _label(self, tensor: Tensor) -> str:
-        if self._runtime.in_backward and tensor.shape in self._shapes:
+        exchanged = self._parts.parameters.sharded and tensor.ndim == 1
+        if self._runtime.in_backward and (exchanged or tensor.shape in self._shapes):
             return "gradients"
+        if exchanged:
+            return "gathered"
         return "logits" if tensor.ndim > 1 and tensor.shape[-1] == self._classes else "activations"
 
     def _peak(self, trace: AllocationTrace) -> Peak:
-        parts = dict(trace.parts)
-        held = AllocationTrace(self._held, label=self._label)
-        gradients, logits, activations = (
-            parts.get(label, 0) - held.parts.get(label, 0) for label in ("gradients", "logits", "activations")
-        )
-        return Peak(gradients, logits, activations)
+        before = AllocationTrace(self._held, label=self._label).parts
+        labels = ("gradients", "logits", "gathered", "activations")
+        return Peak(*(trace.parts.get(label, 0) - before.get(label, 0) for label in labels))

@@ -190,7 +190,8 @@ class _Machine:
     def __init__(self, config: RunConfig, parts: Parts, surroundings: Surroundings) -> None:
         loaded = (parts.objective, parts.parameters, parts.directions, parts.runtime, parts.source)
         self._source = parts.source
-        self._size = micro_batch_size(config, *loaded, chosen=None)
+        most = micro_batch_size(config, *loaded, chosen=None)
+        self._size = parts.runtime.evenly(self._source.batch_size, at_most=most)
         self._estimator: GradientEstimator = build_estimator(config, *loaded, surroundings)
         self._rule: UpdateRule = build_update_rule(config, parts.parameters, parts.directions)
 

@@ -9,6 +9,7 @@ from vamo_ft.assemble.devices import Device
 from vamo_ft.assemble.memory import MemoryPlan, MemoryPlanner
 from vamo_ft.assemble.parts import Parts, build_outline
 from vamo_ft.assemble.pilot import Pilot, pilot_of, run_pilot
+from vamo_ft.assemble.shares import Shares, shares_of
 from vamo_ft.assemble.space import offloaded_bytes, optimizer_bytes, snapshot_bytes
 from vamo_ft.assemble.stand_in import stand_in
 from vamo_ft.assemble.surroundings import Surroundings, checkpoint_may_be_due, due, run_length
@@ -19,18 +20,20 @@ from vamo_ft.core.protocols import Progress
 from vamo_ft.core.types import Work
 from vamo_ft.models.export import saved_bytes
 from vamo_ft.training.disk import free_bytes, write_rate
+from vamo_ft.training.pretended import pretended
 from vamo_ft.training.space import SMALL_FILES
 
 __all__ = ["DiskPlan", "MethodPlan", "Plan", "WorkPlan", "build_plan", "largest_fitting", "plan_work"]
 
 _EXACT_STEPS = 256  # whose evaluations are counted one by one
 _FEW_STEPS = 3  # of methods that are only set beside the configured one
+_PROCESSES = (2, 4, 8, 16, 32, 64)  # that are tried; torch cuts outlines for hundreds of them in minutes
 _GRACE = 5.0  # seconds of a stop beside the writing of its checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """What a run spends.
+    """What a run spends, all processes together.
 
     Attributes:
         spent: in steps and snapshots.
@@ -38,6 +41,8 @@ class WorkPlan:
         tokens: of the training data, each step's once.
         evaluations: passes over the held-out data.
         evaluation_flops: of all of them.
+        share: of `flops`, what falls to the process that makes most passes.
+        evaluation_share: the same of `evaluation_flops`.
     """
 
     steps: int
@@ -46,6 +51,8 @@ class WorkPlan:
     tokens: int
     evaluations: int
     evaluation_flops: int
+    share: float
+    evaluation_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +95,15 @@ class Plan:
         configured: the file's own method.
         others: methods beside it.
         refused: method -> why it does not go with this configuration.
-        largest: most samples of a micro-batch, up to the batch, with which the run fits; None: not even one.
+        processes: that share the run out; memory is that of the one that holds most.
+        busiest: samples of a step that the one with most passes takes, in micro-batches of `micro_batch_size`.
+        share: samples that one takes in a single micro-batch, where nothing makes it smaller.
+        largest: most samples of a micro-batch, up to `share`, with which the run fits; None: not even one.
         checkpointed: the peak with activation checkpointing, where the run does not fit without.
+        enough: the smallest power of two of processes with which a micro-batch of one sample fits, where with
+            `processes` it does not and they share the model out; None: it was not looked for, or is above 64.
         seconds: of training; None: no speed is known.
+        evaluation_seconds: of evaluation.
         lengths: (shortest, median, longest) sample in tokens.
         offloadable: bytes on the device that a snapshot could keep in host memory.
     """
@@ -99,10 +112,15 @@ class Plan:
     others: tuple[MethodPlan, ...]
     refused: Mapping[str, str]
     device: Device
+    processes: int
+    busiest: int
+    share: int
     micro_batch_size: int
     largest: int | None
     checkpointed: int | None
+    enough: int | None
     seconds: float | None
+    evaluation_seconds: float | None
     disk: DiskPlan
     lengths: tuple[int, int, int]
     offloadable: int
@@ -119,6 +137,7 @@ def build_plan(
     others: Mapping[str, RunConfig],
     refused: Mapping[str, str],
     device: Device,
+    processes: int,
     tokens_per_second: float | None,
     measure: bool,
     progress: Progress,
@@ -129,7 +148,9 @@ def build_plan(
     Args:
         others: methods to set beside the configured one, on the same model and data.
         refused: methods that do not go with them, and why.
-        tokens_per_second: of training data, as a run logs it.
+        device: of each process.
+        processes: that share the run out.
+        tokens_per_second: of training data, as a run of one process logs it.
         measure: load the model and time some steps.
         use_cache: keep tokens, and take them from where they were kept.
 
@@ -140,49 +161,81 @@ def build_plan(
     """
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: a metric's generation is not planned; try --set objective.type=loss")
-    parts = build_outline(config, use_cache=use_cache)
-    planner = MemoryPlanner(config, parts, device_type=device.type)
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
-    source = parts.source
+    with pretended(processes) as together:
+        parts = build_outline(config, use_cache=use_cache, processes=together)
+        planner = MemoryPlanner(config, parts, device_type=device.type)
+        source = parts.source
+        share = parts.runtime.evenly(source.batch_size, at_most=source.batch_size)
 
-    def fits(size: int) -> bool:
-        return planner.plan(config, micro_batch_size=size).peak <= device.memory
+        def fits(size: int) -> bool:
+            return planner.plan(config, micro_batch_size=size).peak <= device.memory
 
-    largest = largest_fitting(fits, source.batch_size)
-    asked = config.training.micro_batch_size
-    size = (largest or 1) if asked == "auto" else min(asked or source.batch_size, source.batch_size)
+        largest = largest_fitting(fits, share)
+        asked = config.training.micro_batch_size
+        most = (largest or 1) if asked == "auto" else min(asked or source.batch_size, source.batch_size)
+        size = parts.runtime.evenly(source.batch_size, at_most=most)
 
-    def planned(name: str, each: RunConfig, least: int) -> MethodPlan:
-        memory = planner.plan(each, micro_batch_size=size)
-        return MethodPlan(name, each.optimizer.name, memory, plan_work(each, parts, surroundings, least=least))
+        def planned(name: str, each: RunConfig, least: int) -> MethodPlan:
+            memory, shares = planner.plan(each, micro_batch_size=size), shares_of(each, parts, micro_batch_size=size)
+            work = plan_work(each, parts, surroundings, least=least, shares=shares)
+            return MethodPlan(name, each.optimizer.name, memory, work)
 
-    configured = planned(config.method.name, config, _EXACT_STEPS)
-    checkpointed = None
-    if configured.memory.peak > device.memory and not config.training.activation_checkpointing:
-        training = config.training.model_copy(update={"activation_checkpointing": True})
-        lighter = config.model_copy(update={"training": training})
-        outline = build_outline(lighter, use_cache=use_cache)
-        again = MemoryPlanner(lighter, outline, device_type=device.type)
-        checkpointed = again.plan(lighter, micro_batch_size=size).peak
-    seconds = None
+        busiest = round(shares_of(config, parts, micro_batch_size=size).step * source.batch_size)
+        configured = planned(config.method.name, config, _EXACT_STEPS)
+        beside = tuple(planned(name, each, _FEW_STEPS) for name, each in others.items())
+        checkpointed = None
+        if configured.memory.peak > device.memory and not config.training.activation_checkpointing:
+            training = config.training.model_copy(update={"activation_checkpointing": True})
+            lighter = config.model_copy(update={"training": training})
+            outline = build_outline(lighter, use_cache=use_cache, processes=together)
+            again = MemoryPlanner(lighter, outline, device_type=device.type)
+            checkpointed = again.plan(lighter, micro_batch_size=size).peak
+    enough = None
+    if largest is None and config.training.fsdp and device.type == "cuda":
+        enough = _enough_processes(config, device, above=processes, use_cache=use_cache)
+    work, alone = configured.work, None
     if tokens_per_second is not None:
-        seconds = configured.work.tokens / tokens_per_second
+        alone = work.tokens / tokens_per_second
     elif measure:
-        seconds = _measured_seconds(config, surroundings)
+        alone = _measured_seconds(config, surroundings)
     lengths = sorted(source.length(index) for index in range(source.num_samples))
+    snapshot = snapshot_bytes(config, parts.parameters, num_samples=0, whole=False)
     return Plan(
         configured=configured,
-        others=tuple(planned(name, each, _FEW_STEPS) for name, each in others.items()),
+        others=beside,
         refused=refused,
         device=device,
+        processes=processes,
+        busiest=busiest,
+        share=share,
         micro_batch_size=size,
         largest=largest,
         checkpointed=checkpointed,
-        seconds=seconds,
+        enough=enough,
+        seconds=None if alone is None else alone * work.share,
+        evaluation_seconds=None
+        if alone is None
+        else alone * work.evaluation_flops / work.flops * work.evaluation_share,
         disk=_disk(config, parts),
         lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
-        offloadable=snapshot_bytes(config, parts.parameters, num_samples=0) - offloaded_bytes(config, parts.parameters),
+        offloadable=snapshot - offloaded_bytes(config, parts.parameters, whole=False),
     )
+
+
+def _enough_processes(config: RunConfig, device: Device, *, above: int, use_cache: bool) -> int | None:
+    """The smallest power of two, above so many, with which a micro-batch of one sample fits."""
+    for count in _PROCESSES:
+        if count <= above:
+            continue
+        with pretended(count) as together:
+            parts = build_outline(config, use_cache=use_cache, processes=together)
+            memory = MemoryPlanner(config, parts, device_type=device.type).plan(config, micro_batch_size=1)
+        if memory.peak <= device.memory:
+            return count
+        if max(phase.peak.gathered + phase.peak.logits for phase in memory.phases) > device.memory:
+            return None  # of which no process is relieved by others
+    return None
 
 
 def largest_fitting(fits: Callable[[int], bool], limit: int) -> int | None:
@@ -196,13 +249,17 @@ def largest_fitting(fits: Callable[[int], bool], limit: int) -> int | None:
     return low or None
 
 
-def plan_work(config: RunConfig, parts: Parts, surroundings: Surroundings, *, least: int) -> WorkPlan:
+def plan_work(
+    config: RunConfig, parts: Parts, surroundings: Surroundings, *, least: int, shares: Shares | None = None
+) -> WorkPlan:
     """Evaluations and operations of a whole run, counted on a stand-in for the model.
 
     Args:
         parts: an outline.
         least: steps that are counted one by one; later ones follow from them, see `Pilot`.
+        shares: of the process that makes most passes; None: all of them.
     """
+    shares = Shares() if shares is None else shares
     length = run_length(config, parts.source)
     small, loaded = stand_in(config, parts)
     pilot = pilot_of(
@@ -213,9 +270,10 @@ def plan_work(config: RunConfig, parts: Parts, surroundings: Surroundings, *, le
         by_layer=least >= _EXACT_STEPS or length < least,
         enough=lambda cost, ledger: False,
     )
-    spent = _sum(
-        [work for step in range(length) for cost in [pilot.cost(step)] for work in (cost.snapshot, cost.update)]
-    )
+    costs = [pilot.cost(step) for step in range(length)]
+    snapshots, steps = _sum([cost.snapshot for cost in costs]), _sum([cost.update for cost in costs])
+    spent, flops = snapshots + steps, parts.ledger.flops
+    busiest = shares.snapshot * flops(snapshots) + shares.step * flops(steps)
     tokens = sum(parts.source.length(index) for step in range(length) for index in parts.source.step_indices(step))
     evaluations, evaluated = 0, Work()
     if parts.held_out is not None:
@@ -224,7 +282,14 @@ def plan_work(config: RunConfig, parts: Parts, surroundings: Surroundings, *, le
         for batch in parts.held_out.batches(token_budget=config.training.forward_batch_tokens):
             evaluated += Work.forward([batch])
     return WorkPlan(
-        length, spent, parts.ledger.flops(spent), tokens, evaluations, evaluations * parts.ledger.flops(evaluated)
+        steps=length,
+        spent=spent,
+        flops=flops(spent),
+        tokens=tokens,
+        evaluations=evaluations,
+        evaluation_flops=evaluations * flops(evaluated),
+        share=busiest / flops(spent),
+        evaluation_share=shares.evaluation,
     )
 
 

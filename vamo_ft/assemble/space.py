@@ -69,19 +69,22 @@ def check_space(
         warn_of_failed_save(error)
 
 
-def optimizer_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> int:
-    """Of what the update rule's state holds from its first step on, of all processes: moments and master weights."""
-    whole = zip(parameters.tensors, parameters.extents, strict=True)
-    masters = sum(4 * (stop - start) for tensor, (start, stop) in whole if tensor.element_size() < 4)
-    return moment_bytes(optimizer, parameters) + masters * optimizer.master_weights
+def optimizer_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters, *, whole: bool = True) -> int:
+    """Of what the update rule's state holds from its first step on: moments and master weights.
+
+    Args:
+        whole: of all processes together; else of this one alone.
+    """
+    masters = sum(4 * count for count, size in parameters.sizes(whole=whole) if size < 4)
+    return moment_bytes(optimizer, parameters, whole=whole) + masters * optimizer.master_weights
 
 
-def moment_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> int:
+def moment_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters, *, whole: bool = True) -> int:
     """Of the moments alone: float32, or of 8 bits with a float32 scale for each block."""
     moments = {"adamw": 2, "adagrad": 1, "sgd": int(optimizer.momentum > 0), "sign_sgd": 0}[RULES[optimizer.name]]
+    sizes = [count for count, _ in parameters.sizes(whole=whole)]
     if not optimizer.name.endswith("8bit"):
-        return 4 * moments * parameters.numel
-    sizes = [tensor.numel() for tensor in parameters.tensors]
+        return 4 * moments * sum(sizes)
     quantised = [size for size in sizes if size >= _QUANTISED_FROM]
     scales = sum(4 * -(-size // _BLOCK) for size in quantised)
     return moments * (sum(quantised) + scales + 4 * (sum(sizes) - sum(quantised))) + _CODES * len(quantised)
@@ -95,25 +98,31 @@ def paged_bytes(optimizer: OptimizerConfig, parameters: TrainableParameters) -> 
     return 2 * width * sum(tensor.numel() for tensor in parameters.tensors if tensor.numel() >= _PAGED_FROM)
 
 
-def offloaded_bytes(config: RunConfig, parameters: TrainableParameters) -> int:
+def offloaded_bytes(config: RunConfig, parameters: TrainableParameters, *, whole: bool = True) -> int:
     """Of a snapshot, what is kept in host memory: all but a table, which alone grows with the samples."""
     match config.method:
         case VamoConfig() | SvrgConfig() | VamoLiteralConfig() | ZoSvrgConfig() if config.method.snapshot.offload:
-            return snapshot_bytes(config, parameters, num_samples=0)
+            return snapshot_bytes(config, parameters, num_samples=0, whole=whole)
     return 0
 
 
-def snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_samples: int) -> int:
-    """Of what the method's state holds from its first snapshot on; while a table is filled it is float64."""
-    method, copy = config.method, parameters.nbytes
+def snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_samples: int, whole: bool = True) -> int:
+    """Of what the method's state holds from its first snapshot on; while a table is filled it is float64.
+
+    Args:
+        num_samples: of the training data, for a table, of which every process has all.
+        whole: of all processes together; else of this one alone.
+    """
+    method, sizes = config.method, parameters.sizes(whole=whole)
+    numel, copy = sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
     match method:
         case VamoConfig():
             table = num_samples * (8 * method.probes + 5)
             informed = method.directions.structure == "gradient_subspace"
-            basis = GradientSubspace.state_bytes(parameters.numel, method.probes) if informed else 0
+            basis = GradientSubspace.state_bytes(numel, method.probes) if informed else 0
             return table + basis + copy * (method.source == "recompute")
         case SvrgConfig() | VamoLiteralConfig():
-            return copy + 4 * parameters.numel
+            return copy + 4 * numel
         case ZoSvrgConfig():
             return copy
     return 0

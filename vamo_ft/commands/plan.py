@@ -27,6 +27,7 @@ def plan(
     config: RunConfig,
     *,
     gpu: str | None,
+    processes: int,
     methods: str | None,
     tokens_per_second: float | None,
     measure: bool,
@@ -36,6 +37,7 @@ def plan(
 
     Args:
         gpu: name of a GPU; None: the device of this machine.
+        processes: that share the run out, each on a device of its own, or all in this machine's main memory.
         methods: names separated by commas, to set beside the configured one; None: all.
         tokens_per_second: speed of training.
         measure: find the speed out.
@@ -48,7 +50,7 @@ def plan(
     """
     if measure and tokens_per_second is not None:
         raise UsageError("--measure: finds the speed out, and --tokens-per-second gives it; leave one out")
-    device = find_device(gpu)
+    device = find_device(gpu).shared_by(processes)
     names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     others, refused = other_methods(config, names)
     with logging_to(Console(stderr=True), quiet=True):
@@ -57,6 +59,7 @@ def plan(
             others=others,
             refused=refused,
             device=device,
+            processes=processes,
             tokens_per_second=tokens_per_second,
             measure=measure,
             progress=SilentProgress(),
@@ -88,12 +91,26 @@ def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
         f"{config.training.batch_size} samples in micro-batches of {found.micro_batch_size}"
     )
     yield f"samples take {shortest:,} to {longest:,} tokens, half of them at most {median:,}"
-    if config.training.fsdp:
+    if found.processes > 1:
+        yield from _shared(found, config)
+    elif config.training.fsdp:
         yield (
-            "planned for one process, which holds all; of several (training.fsdp) each holds its part of weights, "
-            "gradients and optimizer state, and one layer whole at a time"
+            "planned for one process, which holds all; --processes N plans one of several (training.fsdp), which holds "
+            "its part"
         )
     yield "memory in MiB, beside what the program itself and its libraries hold:"
+
+
+def _shared(found: Plan, config: RunConfig) -> Iterator[str]:
+    batch = config.training.batch_size
+    yield f"{found.processes:,} processes; of a step's {batch} samples the busiest takes {found.busiest}"
+    if config.training.fsdp:
+        yield (
+            "each holds its part of weights, gradients and what the optimizer keeps, and puts layers together while "
+            "they run; planned is the first, which holds most"
+        )
+    else:
+        yield "each holds the whole model, and all that the optimizer and snapshots keep"
 
 
 def _memory_table(method: MethodPlan) -> Table:
@@ -112,8 +129,10 @@ def _memory_table(method: MethodPlan) -> Table:
     row("adapter", *[memory.adapter] * len(phases))
     row("optimizer state", *[memory.optimizer] * len(phases))
     row("snapshot", *[memory.snapshot] * len(phases))
+    row("summed gradients", *[memory.exchanged] * len(phases))
     row("compiler of the kernels", *[memory.compiler] * len(phases))
     row("gradients", *[phase.peak.gradients for phase in phases])
+    row("parts put together", *[phase.peak.gathered for phase in phases])
     row("activations, probe buffers", *[phase.peak.activations for phase in phases])
     row("logits", *[phase.peak.logits for phase in phases])
     row("copies, temporaries", *[phase.copies for phase in phases])
@@ -130,11 +149,11 @@ def _fit(found: Plan, config: RunConfig) -> Iterator[str]:
     if memory.streamed:
         layers = f"layers of {_mib(memory.streamed)} MiB together"
         yield f"on the host: {layers}, which every forward pass copies to the device"
-    batch = config.training.batch_size
     if found.largest is None:
         yield "not even a micro-batch of 1 sample fits"
     else:
-        whole = ", the whole batch" if found.largest >= batch else ""
+        all_of_it = "the whole batch" if found.processes == 1 else "a process's whole share of the batch"
+        whole = f", {all_of_it}" if found.largest >= found.share else ""
         yield f"largest micro-batch that fits: {found.largest} samples{whole}"
     if not found.fits:
         yield f"what to change: {'; '.join(_remedies(found, config, memory.highest))}"
@@ -143,6 +162,8 @@ def _fit(found: Plan, config: RunConfig) -> Iterator[str]:
 def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
     if found.largest is not None and found.largest < found.micro_batch_size:
         yield f"training.micro_batch_size: {found.largest}"
+    if found.enough is not None:
+        yield f"{found.enough} processes (--processes {found.enough})"
     if phase.name in ("snapshot", "evaluation"):
         yield f"training.forward_batch_tokens below {config.training.forward_batch_tokens}"
     if found.checkpointed is not None and found.checkpointed < found.configured.memory.peak:
@@ -171,19 +192,20 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
 
 def _work(found: Plan) -> Iterator[str]:
     work = found.configured.work
+    busiest = "" if found.processes == 1 else f", of which the busiest process makes {work.share:.1%}"
     yield (
         f"work: {work.spent.forward_samples:,} forward and {work.spent.backward_samples:,} backward evaluations of a "
-        f"sample, snapshots included; {work.tokens:,} training tokens; {work.flops:.3g} FLOPs"
+        f"sample, snapshots included; {work.tokens:,} training tokens; {work.flops:.3g} FLOPs{busiest}"
     )
     if work.evaluations:
         yield f"evaluation: {work.evaluations} passes over the held-out data, {work.evaluation_flops:.3g} FLOPs"
     if found.seconds is None:
         yield "time: not known; --measure times some steps here, --tokens-per-second takes the speed of a similar run"
         return
-    yield f"time: {_duration(found.seconds)} of training ({work.tokens / found.seconds:,.0f} tokens/s)"
-    if work.evaluations:
-        evaluation = found.seconds * work.evaluation_flops / work.flops
-        yield f"      {_duration(evaluation)} of evaluation, at the same FLOPs/s"
+    together = "" if found.processes == 1 else " by all processes, at the speed of one alone: exchange is not counted"
+    yield f"time: {_duration(found.seconds)} of training ({work.tokens / found.seconds:,.0f} tokens/s{together})"
+    if found.evaluation_seconds:
+        yield f"      {_duration(found.evaluation_seconds)} of evaluation, at the same FLOPs/s"
 
 
 def _duration(seconds: float) -> str:

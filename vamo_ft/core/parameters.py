@@ -76,13 +76,18 @@ class TrainableParameters:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole."""
-        sizes = (tensor.element_size() for tensor in self.tensors)
-        return sum(size * (stop - start) for size, (start, stop) in zip(sizes, self.extents, strict=True))
+        return sum(count * size for count, size in self.sizes(whole=True))
 
     @property
     def num_held(self) -> int:
         """Elements that this process holds."""
         return sum(tensor.numel() for tensor in self.tensors)
+
+    def sizes(self, *, whole: bool) -> list[tuple[int, int]]:
+        """Elements of each tensor, and bytes of one: of the whole tensor, or of what this process holds of it."""
+        held = [tensor.numel() for tensor in self.tensors]
+        counts = [stop - start for start, stop in self.extents] if whole else held
+        return [(count, tensor.element_size()) for count, tensor in zip(counts, self.tensors, strict=True)]
 
     @property
     def device(self) -> torch.device:

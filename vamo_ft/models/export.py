@@ -15,7 +15,7 @@ from transformers.utils import logging
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.sharding import whole_tensor
 
-__all__ = ["Dtype", "gathered", "quietly", "save_model", "saved_bytes", "shard_bytes"]
+__all__ = ["Dtype", "gathered", "quietly", "save_model", "saved_bytes", "saved_sizes", "shard_bytes"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """Precisions that weights can be written in."""
@@ -64,7 +64,12 @@ def save_model(
 
 def saved_bytes(model: PreTrainedModel | PeftModel) -> int:
     """Bytes of the tensors that `save_model` writes; tied ones count once."""
-    return sum({id(each): each.nbytes for each in _saved(model).values()}.values())
+    return sum(saved_sizes(model))
+
+
+def saved_sizes(model: PreTrainedModel | PeftModel) -> list[int]:
+    """The same for each of them."""
+    return [*{id(each): each.nbytes for each in _saved(model).values()}.values()]
 
 
 def gathered(model: PreTrainedModel | PeftModel, *, keep: bool) -> dict[str, Tensor] | None:

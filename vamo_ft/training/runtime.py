@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.utils import _verify_param_shape_across_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from vamo_ft.core.errors import UsageError
@@ -148,10 +149,13 @@ class AcceleratedRuntime:
         """The module in a `DistributedDataParallel` that sums where others average; parameters become the main one's.
 
         Weights of the loss are those of the whole step, so that the sum is its gradient however samples are shared out.
+        Values are sent tensor by tensor: DDP itself would join them first, half a gigabyte at a time.
         """
         with lost_processes_explained(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions give the argument another name
-            wrapped = DistributedDataParallel(module, broadcast_buffers=False)
+            wrapped = DistributedDataParallel(module, broadcast_buffers=False, init_sync=False)
+            _verify_param_shape_across_processes(wrapped.process_group, list(module.parameters()))
+            self.from_main_([tensor.detach() for tensor in (*module.parameters(), *module.buffers())])
         wrapped.register_comm_hook(None, _summed)
         return wrapped
 
@@ -217,7 +221,7 @@ class ShardedRuntime(AcceleratedRuntime):
 
     def place(self, module: nn.Module) -> None:
         """Shares the module out; who has it without values, on the meta device, gets the main process's."""
-        hollow = any(parameter.is_meta for parameter in module.parameters())
+        hollow = any(parameter.device.type == "meta" for parameter in module.parameters())
         sent = self.any(hollow)
         whole = {name: each.data for name, each in module.named_parameters()} if sent and self.is_main else {}
         layers = [layer for stack in layer_stacks(module) for layer in stack]
