@@ -57,7 +57,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VAMO_FT_CACHE", str(next(caches)))
+    folder = next(caches)
+    folder.mkdir()
+    monkeypatch.setenv("VAMO_FT_CACHE", str(folder))
 
 
 @pytest.fixture
