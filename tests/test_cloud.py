@@ -45,7 +45,7 @@ def test_a_batch_job_hands_the_signal_on_and_queues_itself_again(batch_job: Path
     write_command(
         batch_job,
         "vamo-ft",
-        "trap 'stop=yes' TERM\necho \"$*\"\nuntil [[ $stop ]]; do sleep 0.05; done\nsleep 0.5; exit 75",
+        "trap 'stop=yes' TERM\necho \"$*\"\nuntil [[ $stop && -e saved ]]; do sleep 0.05; done\nexit 75",
     )
     with started_job(batch_job) as job:
         assert job.stdout is not None
@@ -54,6 +54,7 @@ def test_a_batch_job_hands_the_signal_on_and_queues_itself_again(batch_job: Path
             job.send_signal(signal.SIGTERM)
             time.sleep(0.1)
         assert not (batch_job / "requeued").exists()
+        (batch_job / "saved").touch()
     assert job.returncode == 75
     assert (batch_job / "requeued").read_text() == "requeue 17\n"
 

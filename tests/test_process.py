@@ -96,7 +96,7 @@ FIRST = ("unshare", "--pid", "--fork", "--mount-proc")
 
 def child_of(process: "subprocess.Popen[str]") -> int:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (children := path.read_text().split()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return int(children[0])

@@ -5,8 +5,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from tests.conftest import pytest_xdist_auto_num_workers
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [
@@ -129,7 +133,37 @@ def test_setup_refuses_an_old_or_missing_python(checkout: Checkout) -> None:
 
 def test_test_hands_its_arguments_to_pytest(checkout: Checkout) -> None:
     checkout.done()
-    assert checkout.done("test", "tests/a b.py", "-x") == ["-m pytest tests/a b.py -x"]
+    assert checkout.done("test", "tests/a b.py", "-x") == [
+        "-m pytest --numprocesses auto --dist worksteal tests/a b.py -x"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cores", "chosen", "workers"),
+    [
+        (1, {}, 0),
+        (2, {}, 2),
+        (8, {}, 8),
+        (64, {}, 8),
+        (64, {"args": ["tests/core"]}, 5),
+        (64, {"args": ["tests/core/test_0.py", "tests/core/test_1.py::test_x"]}, 0),
+        (64, {"keyword": "vamo"}, 0),
+        (64, {"markexpr": "gpu and not slow"}, 0),
+        (64, {"markexpr": "not gpu"}, 8),
+    ],
+)
+def test_a_worker_for_a_core_unless_few_tests_are_chosen(
+    cores: int, chosen: dict[str, Any], workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("core", "data"):
+        (tmp_path / "tests" / folder).mkdir(parents=True)
+        for number in range(20):
+            (tmp_path / "tests" / folder / f"test_{number}.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    options = {"args": ["tests"], "keyword": "", "markexpr": "", **chosen}
+    config: Any = SimpleNamespace(args=options.pop("args"), option=SimpleNamespace(**options))
+    assert pytest_xdist_auto_num_workers(config) == workers
 
 
 def test_paper_hands_its_arguments_on(checkout: Checkout) -> None:

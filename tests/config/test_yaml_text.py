@@ -88,9 +88,9 @@ def test_problems(text: str, problem: tuple[int, str]) -> None:
 def test_aliases_cannot_explode() -> None:
     lines = ["a0: &a0 [0, 0, 0, 0, 0, 0, 0, 0, 0]"]
     lines += [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(12)]
-    start = time.perf_counter()
+    start = time.process_time()
     assert parse_yaml("\n".join(lines)).problems[0][1] == "more than 10000 values, aliases included"
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_written_values_read_back() -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vamo_ft.core.hashing import BLOCK, Domain, HashKey, philox, random_bits
+from vamo_ft.core.hashing import BLOCK, Domain, HashKey, block_words, philox, random_bits
 
 CPU = torch.device("cpu")
 
@@ -49,6 +49,15 @@ def test_bits_do_not_depend_on_the_range_asked_for():
     whole = random_bits(key, 0, 3 * BLOCK, device=CPU)
     for start, stop in [(0, 1), (5, BLOCK), (BLOCK - 1, BLOCK + 1), (17, 2 * BLOCK + 9), (2 * BLOCK, 3 * BLOCK)]:
         assert torch.equal(random_bits(key, start, stop, device=CPU), whole[start:stop])
+
+
+def test_words_of_a_block_do_not_depend_on_how_many_are_asked_for():
+    key, first = HashKey(2**40, Domain.DIRECTION, 2**33, 3), 2**32 - 20
+    many = block_words(key, first, first + 100)
+    for start, count in [(0, 0), (0, 1), (19, 2), (12, 16), (12, 17), (60, 40)]:
+        few = block_words(key, first + start, first + start + count)
+        assert few.dtype == torch.int32
+        assert torch.equal(few, many[start : start + count])
 
 
 def test_every_part_of_the_key_changes_the_bits():

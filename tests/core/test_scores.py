@@ -65,9 +65,9 @@ def test_rouge_l_equals_a_search_through_all_subsequences() -> None:
 def test_rouge_l_of_long_answers_takes_no_time() -> None:
     draw = random.Random(1)
     texts = [" ".join(str(draw.randrange(300)) for _ in range(4000)) for _ in range(2)]
-    began = time.perf_counter()
+    began = time.process_time()
     assert 0.1 < rouge_l(*texts) < 0.9
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_the_best_reference_counts() -> None:

@@ -160,7 +160,6 @@ def test_a_compiled_run_is_the_run(name: str, workspace: Workspace, graphs: Grap
     assert graphs() == 0
     assert workspace.train("--set", "run.name=whole", "--set", "model.compile=true") == 0
     assert graphs() > 0
-    torch._dynamo.reset()
     assert workspace.train("--set", "model.compile=true", "--set", "training.steps=3") == 0
     torch._dynamo.reset()
     assert workspace.train("--set", "model.compile=true") == 0

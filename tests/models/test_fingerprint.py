@@ -53,9 +53,9 @@ def test_a_large_file_is_sampled_at_both_ends_and_between(tmp_path: Path) -> Non
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:
         file.truncate(50 * 2**30)  # takes no room on the disk
-    began = time.perf_counter()
+    began = time.process_time()
     seen = [base_fingerprint(config(path))]
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     for place in (0, 2**16 - 1, path.stat().st_size - 1, (path.stat().st_size - 2**16) // 15 * 7 + 100):
         with path.open("r+b") as file:
             file.seek(place)

@@ -105,7 +105,7 @@ def test_the_heart_beats_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     held = Lease(path)
     for _ in range(2):
         os.utime(path, (1, 1))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while path.stat().st_mtime == 1 and time.monotonic() < deadline:
             time.sleep(0.005)
         assert abs(path.stat().st_mtime - time.time()) < 60

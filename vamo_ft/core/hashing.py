@@ -21,6 +21,7 @@ Word = TypeVar("Word", int, Tensor)
 BLOCK = 1 << 16
 """Elements that share one pair of block words."""
 
+_FEW_BLOCKS = 16  # for no more, Python's integers are faster than the calls of torch
 _MASK = 0xFFFFFFFF
 
 
@@ -75,9 +76,13 @@ def philox(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tupl
 
 def block_words(key: HashKey, first: int, last: int) -> Tensor:
     """(last - first, 4) int32 on the host: K0 and K1 of the two lanes for each block of 65,536 offsets."""
+    words = key.words
+    if last - first <= _FEW_BLOCKS:
+        rows = [philox((block & _MASK, block >> 32, 0, 0), words) for block in range(first, last)]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 4).to(torch.int32)
     block = torch.arange(first, last)
     zero = torch.zeros_like(block)
-    return torch.stack(philox((block & _MASK, block >> 32, zero, zero), key.words), dim=1).to(torch.int32)
+    return torch.stack(philox((block & _MASK, block >> 32, zero, zero), words), dim=1).to(torch.int32)
 
 
 def hashed(element: Tensor, k0: Tensor, k1: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B samples in a batch, K kept positions, q probes (`num_probes`).
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ class Work:
 
     def state_dict(self) -> dict[str, int]:
         """All counts."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, int]) -> "Work":
