@@ -10,7 +10,7 @@ from vamo_ft.core.types import Batch
 __all__ = ["KEEP_LESS", "is_allocation_failure", "largest_of", "memory_explained"]
 
 KEEP_LESS = (
-    "take an optimizer that keeps less (optimizer.name: sgd, or adamw_8bit on CUDA; no optimizer.master_weights), or "
+    "take an optimizer that keeps less (optimizer.name: sgd or adamw_8bit; no optimizer.master_weights), or "
     "train an adapter (model.adapter)"
 )
 """What to change where the state of an update rule does not fit."""

@@ -34,7 +34,7 @@ def build_optimizer(
     """The rule over the carriers, without weight decay for biases and norms.
 
     sgd and adagrad add `weight_decay * x` to the gradient; adamw, in all its forms, and sign_sgd decay decoupled from
-    it. Those with 8bit or paged in their name are bitsandbytes' and need CUDA.
+    it. Those with 8bit or paged in their name are bitsandbytes'; nothing is paged without CUDA.
 
     Args:
         eps: added to adamw's or adagrad's denominator; None takes torch's default.
