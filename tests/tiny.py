@@ -60,11 +60,11 @@ def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, hidde
         return LlamaForCausalLM(config).eval()
 
 
-def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0) -> PreTrainedModel:
+def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
     """Two layers, learnt absolute positions, tied embeddings."""
     config = GPT2Config(
         vocab_size=VOCABULARY,
-        n_embd=32,
+        n_embd=hidden,
         n_layer=2,
         n_head=4,
         n_positions=512,
@@ -88,11 +88,11 @@ def tiny_llama_classifier(*, num_labels: int = 2, seed: int = 0) -> PreTrainedMo
         return LlamaForSequenceClassification(config).eval()
 
 
-def tiny_bert_classifier(*, num_labels: int = 2, seed: int = 0) -> PreTrainedModel:
+def tiny_bert_classifier(*, num_labels: int = 2, seed: int = 0, hidden: int = 32) -> PreTrainedModel:
     config = BertConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_labels=num_labels,

@@ -1,5 +1,6 @@
 """Quantised bases: bitsandbytes' matrices of 4 bits, on the CPU."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.config.examples import VALID, problems_of
-from tests.tiny import save_model_folder, tiny_llama
+from tests.tiny import save_model_folder, tiny_bert_classifier, tiny_llama
 from vamo_ft.config.model import AdapterConfig, ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models import loading
@@ -50,6 +51,13 @@ def quantised(model: nn.Module) -> dict[str, Any]:
     return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): m for name, m in modules.items()}
 
 
+def planned(outline: nn.Module) -> set[str]:
+    """The same names, of those that are counted before anything is loaded."""
+    matrices = {id(matrix) for matrix in four_bit_matrices(outline)}
+    names = {name.removeprefix("base_model.model.") for name, p in outline.named_parameters() if id(p) in matrices}
+    return {name.removesuffix(".weight").removesuffix(".base_layer") for name in names}
+
+
 @pytest.mark.parametrize(("kind", "code"), [("nf4", NF4), ("fp4", FP4)])
 def test_the_loss_is_that_of_matrices_rounded_to_the_code(base: Path, kind: str, code: tuple[float, ...]) -> None:
     config = configured(base, "float32", type=kind, double_quant=False, compute_dtype="float32")
@@ -69,15 +77,79 @@ def test_the_loss_is_that_of_matrices_rounded_to_the_code(base: Path, kind: str,
 def test_matrices_and_bytes_are_those_that_are_planned(base: Path, double_quant: bool) -> None:
     config = configured(base, double_quant=double_quant)
     found = quantised(load_model(config, offline=True, seed=1).model)
-    outline = load_outline(config, offline=True).model
-    planned = {id(matrix) for matrix in four_bit_matrices(outline)}
-    names = {name.removeprefix("base_model.model.") for name, p in outline.named_parameters() if id(p) in planned}
-    assert {f"{name.removesuffix('.base_layer.weight')}" for name in names} == found.keys()
+    assert planned(load_outline(config, offline=True).model) == found.keys()
     assert len(found) == 7 * 2
     for module in found.values():
         state = module.weight.quant_state
         held = module.weight.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if double_quant else 0)
         assert held == four_bit_bytes(state.shape.numel(), double_quant=double_quant)
+
+
+@pytest.mark.parametrize("head", ["new", "saved"])
+def test_a_classifier_head_with_a_bias_is_trained_as_it_is(tmp_path: Path, head: str) -> None:
+    """transformers keeps the last module in full only where its last parameter is a weight."""
+    classifier = tiny_bert_classifier(hidden=64)
+    saved = save_model_folder(tmp_path / "bert", classifier if head == "saved" else classifier.base_model)
+    adapter = AdapterConfig(type="lora", target_modules=["query"])
+    config = configured(saved, "float32").model_copy(update={"task": "sequence_classification", "adapter": adapter})
+    loaded = load_model(config, offline=True, seed=1, num_labels=2).model
+    outline = load_outline(config, offline=True, num_labels=2, modules_to_save=["classifier"]).model
+    assert quantised(loaded).keys() == planned(outline)
+    assert len(planned(outline)) == 6 * 2
+    trained = {name for name, p in loaded.named_parameters() if p.requires_grad and "lora_" not in name}
+    prefix = "base_model.model.classifier.modules_to_save.default"
+    assert trained == {f"{prefix}.weight", f"{prefix}.bias"}
+    loaded(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+    assert float(loaded.get_parameter(f"{prefix}.weight").grad.norm()) > 0
+    if head == "saved":
+        assert torch.equal(loaded.get_parameter(f"{prefix}.weight"), classifier.classifier.weight)
+
+
+def test_layers_that_an_adapter_trains_in_full_are_not_quantised(base: Path) -> None:
+    adapter = AdapterConfig(
+        type="lora", target_modules=["q_proj"], modules_to_save=["mlp", "layers.1.self_attn.v_proj"]
+    )
+    config = configured(base).model_copy(update={"adapter": adapter})
+    loaded = load_model(config, offline=True, seed=1).model
+    assert quantised(loaded).keys() == planned(load_outline(config, offline=True).model)
+    assert len(quantised(loaded)) == 4 * 2 - 1
+    loaded(input_ids=IDS, labels=IDS).loss.backward()
+    in_full = {name: p for name, p in loaded.named_parameters() if "modules_to_save" in name}
+    assert len(in_full) == 3 * 2 + 1
+    assert all(p.grad is not None and p.dtype == torch.bfloat16 for p in in_full.values())
+
+
+def test_weights_in_four_bits_count_one_by_one(base: Path) -> None:
+    """bitsandbytes holds two of them in an element."""
+    config = configured(base)
+    loaded = load_model(config, offline=True, seed=1)
+    plain = load_model(config.model_copy(update={"quantization": None}), offline=True, seed=1)
+    assert loaded.numel == plain.numel == sum(p.numel() for p in plain.model.parameters())
+
+
+def test_a_model_that_is_quantised_already_is_refused(base: Path) -> None:
+    """Its own settings would win over those of the configuration, and without an adapter it could not be saved."""
+    path = base / "config.json"
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
+    said = (
+        r"^model\.path: .*base: its weights are quantised already \(quantization_config in config\.json: bitsandbytes\)"
+        r"; write the model that they were made from, and model\.quantization with an adapter for weights of 4 bits$"
+    )
+    for config in (configured(base), ModelConfig(path=str(base))):
+        for load in (load_outline, lambda config, offline: load_model(config, offline=offline, seed=1)):
+            with pytest.raises(DataError, match=said):
+                load(config, offline=True)
+
+
+def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    model = tiny_llama(hidden=64)
+    model.config.num_hidden_layers = 1
+    del model.model.layers[1]
+    single = save_model_folder(tmp_path / "single", model)
+    said = r"^model\.quantization: .*single: the model has no stack of layers with matrices to quantise; leave it out$"
+    with pytest.raises(DataError, match=said):
+        load_model(configured(single), offline=True, seed=1)
 
 
 def test_what_is_not_quantised_has_the_configured_precision(base: Path) -> None:
@@ -113,10 +185,10 @@ def test_an_evaluation_changes_no_gradient(base: Path) -> None:
 def test_weights_are_quantised_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     config = QuantizationConfig(bits=4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert four_bits(config, compute_dtype=torch.bfloat16)["device_map"] == {"": "cpu"}
+    assert four_bits(config, compute_dtype=torch.bfloat16, kept=[])["device_map"] == {"": "cpu"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    assert four_bits(config, compute_dtype=torch.bfloat16)["device_map"] == {"": 3}
+    assert four_bits(config, compute_dtype=torch.bfloat16, kept=[])["device_map"] == {"": 3}
 
 
 def test_a_matrix_that_the_cpu_would_misread_is_refused(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def _train(
                 "%s: %s trainable of %s parameters, %d training samples, %d steps",
                 config.method.name,
                 f"{run.parameters.numel:,}",
-                f"{sum(p.numel() for p in run.loaded.model.parameters()):,}",
+                f"{run.loaded.numel:,}",
                 run.trainer.source.num_samples,
                 run.trainer.num_steps,
             )

@@ -14,7 +14,7 @@ from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sharding import Part, own_part
 from vamo_ft.core.streaming import Change, LayerStream
 
-__all__ = ["Segment", "TrainableParameters", "all_finite", "frozen_digest"]
+__all__ = ["Segment", "TrainableParameters", "all_finite", "frozen_digest", "num_weights"]
 
 _SAMPLED = 256  # values of each frozen tensor that its digest looks at
 
@@ -191,6 +191,12 @@ class TrainableParameters:
         for name, tensor in zip(self.names, self.tensors, strict=True):
             _digest_into(digest, name, tensor, tensor.reshape(-1))
         return digest.hexdigest()
+
+
+def num_weights(parameter: Tensor) -> int:
+    """Elements of the tensor that a parameter stands for; one in 4 bits holds two of them in a byte."""
+    quantised = getattr(parameter, "quant_state", None)  # bitsandbytes'
+    return parameter.numel() if quantised is None else int(quantised.shape.numel())
 
 
 def frozen_digest(module: nn.Module) -> str:

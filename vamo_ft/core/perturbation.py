@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.memory import is_allocation_failure
 from vamo_ft.core.offload import Shelf
-from vamo_ft.core.parameters import TrainableParameters
+from vamo_ft.core.parameters import TrainableParameters, num_weights
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.stack import Owners, layer_stacks, owners_of, replace_forward, restore_forward
 
@@ -158,7 +158,7 @@ class Perturber:
         held = tuple(self._parameters.streamed(support))
         support = tuple(index for index in support if index not in held)
         reached = sum(tensors[index].numel() for index in support)
-        if self._whole or reached <= _COPY_UP_TO * sum(p.numel() for p in self._module.parameters()):
+        if self._whole or reached <= _COPY_UP_TO * sum(map(num_weights, self._module.parameters())):
             return _Layout(support, (), (), held)
         layers = [layer for stack in layer_stacks(self._module) for layer in stack]
         copied: list[int] = []

@@ -1,5 +1,6 @@
 """A base whose matrices bitsandbytes holds in 4 bits: how it is loaded, which they are, what memory they take."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,23 +12,46 @@ from vamo_ft.config.model import QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.stack import layer_stacks
 
-__all__ = ["check_four_bits", "four_bit_bytes", "four_bit_matrices", "four_bits"]
+__all__ = ["check_four_bits", "four_bit_bytes", "four_bit_matrices", "four_bits", "kept_whole"]
 
 _BLOCK = 64  # weights with one scale
 _SCALES = 256  # scales with one of their own
+_IN_FULL = {"original_module", "modules_to_save"}  # in peft's names of layers that it trains in full
 
 
-def four_bits(config: QuantizationConfig, *, compute_dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of `from_pretrained`; weights are quantised on their way to the device."""
+def four_bits(config: QuantizationConfig, *, compute_dtype: torch.dtype, kept: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `from_pretrained`; weights are quantised on their way to the device.
+
+    Args:
+        kept: names of modules that are not quantised, see `kept_whole`. Left to itself transformers also quantises a
+            classifier's head that has a bias.
+    """
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=config.type,
             bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=list(kept),
         ),
         "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
     }
+
+
+def kept_whole(model: nn.Module, *, in_full: Iterable[str]) -> list[str]:
+    """Names of the modules whose matrices are not quantised: all around the layers, and what an adapter trains in full.
+
+    Args:
+        model: as it is without quantisation; outlines will do.
+        in_full: the adapter's `modules_to_save`.
+    """
+    inside = {id(part) for stack in layer_stacks(model) for layer in stack for part in layer.modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear | Conv1D) and id(module) not in inside)
+        or any(name == each or name.endswith(f".{each}") for each in in_full)
+    ]
 
 
 def check_four_bits(model: nn.Module, *, path: str) -> None:
@@ -37,11 +61,14 @@ def check_four_bits(model: nn.Module, *, path: str) -> None:
     scales and no backward pass. Its kernels take a block of weights for a part of one row.
 
     Raises:
-        DataError: a matrix has rows of another length.
+        DataError: nothing is quantised, or a matrix has rows of another length.
     """
-    for name, module in model.named_modules():
-        if not hasattr(module, "support_avx512bf16_for_cpu"):
-            continue
+    quantised = [(name, module) for name, module in model.named_modules() if _holds_four_bits(module)]
+    if not quantised:
+        raise DataError(
+            f"model.quantization: {path}: the model has no stack of layers with matrices to quantise; leave it out"
+        )
+    for name, module in quantised:
         module.support_avx512bf16_for_cpu = False
         if module.weight.device.type == "cpu" and module.in_features % _BLOCK:
             raise DataError(
@@ -50,11 +77,21 @@ def check_four_bits(model: nn.Module, *, path: str) -> None:
             )
 
 
+def _holds_four_bits(module: nn.Module) -> bool:
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
 def four_bit_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The frozen matrices of the layers; embedding and head are not quantised."""
-    modules = [module for stack in layer_stacks(model) for layer in stack for module in layer.modules()]
-    weights = [module.weight for module in modules if type(module) in (nn.Linear, Conv1D)]
-    return [weight for weight in weights if not weight.requires_grad]  # type: ignore[misc]
+    """The frozen matrices of the layers, without those of `kept_whole`, of a model that is not quantised."""
+    modules = [
+        module
+        for stack in layer_stacks(model)
+        for layer in stack
+        for name, module in layer.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and _IN_FULL.isdisjoint(name.split("."))
+    ]
+    weights = [module.weight for module in modules]
+    return [weight for weight in weights if not weight.requires_grad]
 
 
 def four_bit_bytes(numel: int, *, double_quant: bool) -> int:

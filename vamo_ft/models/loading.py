@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from os.path import expanduser, isdir, isfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,11 +30,12 @@ from transformers import (
 from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.allocations import CopiedOutlines, outlines
 from vamo_ft.core.errors import DataError, VamoFtError
+from vamo_ft.core.parameters import num_weights
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
-from vamo_ft.models.four_bits import check_four_bits, four_bits
+from vamo_ft.models.four_bits import check_four_bits, four_bits, kept_whole
 
 __all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_outline", "load_tokenizer"]
 
@@ -62,6 +65,11 @@ class LoadedModel:
         """The module that every use of the model calls: with an adapter, the base model that it was added to."""
         root: nn.Module = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         return root
+
+    @property
+    def numel(self) -> int:
+        """Elements of all parameters, frozen ones and tied ones (once) included."""
+        return sum(map(num_weights, self.model.parameters()))
 
     @property
     def max_positions(self) -> int | None:
@@ -133,9 +141,7 @@ def load_outline(
     tokenizer = load_tokenizer(config, offline=offline)
     outlined = outlines()
     with quietly(), _one_line_errors(config.path), torch.random.fork_rng(devices=[]):
-        model_config = AutoConfig.from_pretrained(**source)
-        if num_labels is not None:
-            _set_num_labels(model_config, num_labels, path=config.path)
+        model_config = _load_config(source, config=config, num_labels=num_labels)
         with outlined:
             model = _TASKS[config.task].from_config(
                 model_config,
@@ -237,9 +243,7 @@ def _load(
     source: dict[str, Any], *, config: ModelConfig, num_labels: int | None, complete: bool
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of the modules that the weights do not hold: those of a new classifier head."""
-    model_config = AutoConfig.from_pretrained(**source)
-    if num_labels is not None:
-        _set_num_labels(model_config, num_labels, path=config.path)
+    model_config = _load_config(source, config=config, num_labels=num_labels)
     if getattr(model_config, "transformers_weights", None) is not None:
         raise DataError(f"model.path: {config.path}: config.json names its own weights file, which is not supported")
     model, info = _TASKS[config.task].from_pretrained(
@@ -248,7 +252,7 @@ def _load(
         dtype=_DTYPES[config.dtype],
         attn_implementation=config.attn_implementation,
         use_safetensors=None if "gguf_file" in source else True,
-        **_quantized(config, source),
+        **_quantized(config, source, model_config),
         adapter_kwargs={"local_files_only": source["local_files_only"]},  # it looks for adapters too, by other means
         ignore_mismatched_sizes=True,  # reported below in one line
         output_loading_info=True,
@@ -263,7 +267,8 @@ def _load(
     head_may_be_new = num_labels is not None and not complete
     if strange := [name for name in missing if not (head_may_be_new and _belongs_to_head(name, model))]:
         raise DataError(f"model.path: {config.path}: the weights lack {len(strange)} tensors, such as {strange[0]}")
-    check_four_bits(model, path=config.path)
+    if config.quantization is not None:
+        check_four_bits(model, path=config.path)
     model.config.get_text_config().use_cache = False
     # transformers gives the pad token's row no gradient. Which row that is must not depend on where the model comes
     # from, and where pad is the end-of-text token its row has to learn.
@@ -271,7 +276,22 @@ def _load(
     return model, sorted({name.rpartition(".")[0] for name in missing})
 
 
-def _quantized(config: ModelConfig, source: dict[str, Any]) -> dict[str, Any]:
+def _load_config(source: dict[str, Any], *, config: ModelConfig, num_labels: int | None) -> PreTrainedConfig:
+    model_config = AutoConfig.from_pretrained(**source)
+    if num_labels is not None:
+        _set_num_labels(model_config, num_labels, path=config.path)
+    quantized = getattr(model_config, "quantization_config", None)
+    if quantized is not None and "gguf_file" not in source:
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        raise DataError(
+            f"model.path: {config.path}: its weights are quantised already (quantization_config in config.json: "
+            f"{getattr(kind, 'value', kind)}); write the model that they were made from, and model.quantization with "
+            "an adapter for weights of 4 bits"
+        )
+    return model_config
+
+
+def _quantized(config: ModelConfig, source: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:
     """Arguments of `from_pretrained` for weights that are, or are to be, quantised."""
     if "gguf_file" in source:
         return {"quantization_config": GgufConfig(dequantize=True)}
@@ -279,7 +299,11 @@ def _quantized(config: ModelConfig, source: dict[str, Any]) -> dict[str, Any]:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise DataError("model.quantization: needs another package: pip install 'vamo-ft[bitsandbytes]'")
-    return four_bits(config.quantization, compute_dtype=_DTYPES[config.quantization.compute_dtype])
+    with torch.device("meta"):
+        outline = _TASKS[config.task].from_config(deepcopy(model_config), trust_remote_code=config.trust_remote_code)
+    assert config.adapter is not None, "checked with the configuration"
+    kept = kept_whole(outline, in_full=config.adapter.modules_to_save)
+    return four_bits(config.quantization, compute_dtype=_DTYPES[config.quantization.compute_dtype], kept=kept)
 
 
 def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.parameters import num_weights
 from vamo_ft.core.protocols import Objective, Runtime
 from vamo_ft.core.runtime import seeded_generator
 from vamo_ft.core.stack import layer_stacks
@@ -117,7 +118,7 @@ class _Watch:
                 return
             self.products.append(
                 MatrixProduct(
-                    elements=sum(matrix.numel() for matrix in matrices),
+                    elements=sum(map(num_weights, matrices)),
                     vectors=tensors[0].numel() // tensors[0].shape[-1],
                     layer=self._layer,
                     trained=any(matrix.requires_grad for matrix in matrices),
