@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import save_model_folder, tiny_llama
-from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, merged, weights_in
+from tests.tiny import save_model_folder, tiny_gpt2, tiny_llama
+from tests.workspace import ADAMW, LORA, MEZO, VAMO, Workspace, equal_weights, merged, weights_in
 from vamo_ft.cli import run
 
 EIGHT: dict[str, Any] = {"optimizer": {"name": "adamw_8bit"}}
@@ -73,3 +73,43 @@ def test_an_adapter_on_four_bits_learns_and_is_used_everywhere(
     expected = (base.double() + 2 * up @ down).to(torch.bfloat16)
     torch.testing.assert_close(merged_model.get_parameter(name).to(torch.bfloat16), expected, rtol=1e-2, atol=1e-4)
     assert not torch.equal(merged_model.get_parameter(name).to(torch.bfloat16), base)
+
+
+def test_work_and_parameters_are_counted_as_without_quantisation(
+    wide: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = []
+    for name, quantization in (("four", {"bits": 4}), ("whole", None)):
+        wide.configure(merged(QLORA, {"run": {"name": name}, "model": {"quantization": quantization}}))
+        assert wide.train() == 0
+        (said,) = (line for line in capsys.readouterr().err.splitlines() if " trainable of " in line)
+        counted.append(([line["flops"] for line in wide.metrics(name) if "flops" in line], said))
+    assert counted[0] == counted[1]
+    assert counted[0][0]
+
+
+def test_a_seed_log_is_merged_into_the_weights_before_quantisation(wide: Workspace) -> None:
+    """As the saved adapter is."""
+    wide.configure(merged(QLORA, MEZO))
+    assert wide.train() == 0
+    assert run(["export", "runs/tiny", "replayed", "--from-seedlog", "model", "--merge"]) == 0
+    assert run(["export", "runs/tiny", "merged", "--merge"]) == 0
+    assert equal_weights(wide.root / "replayed", wide.root / "merged")
+
+
+def test_an_adapter_on_transposed_matrices_is_merged(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """As GPT-2 has them, and its matrices in 4 bits have not."""
+    save_model_folder(workspace.root / "model", tiny_gpt2(hidden=64))
+    workspace.configure(merged(QLORA, {"model": {"adapter": {**LORA, "target_modules": ["c_attn"]}}}))
+    assert workspace.train() == 0
+    assert run(["export", "runs/tiny", "merged", "--merge"]) == 0
+    assert "logits differ by at most" in capsys.readouterr().err
+    merged_model = AutoModelForCausalLM.from_pretrained(workspace.root / "merged")
+    factors = weights_in(workspace.directory() / "model")
+    key = "base_model.model.transformer.h.1.attn.c_attn"
+    up, down = (factors[f"{key}.lora_{side}.weight"].double() for side in "BA")
+    base = tiny_gpt2(hidden=64).get_parameter("transformer.h.1.attn.c_attn.weight").to(torch.bfloat16)
+    expected = (base.double() + 2 * (up @ down).T).to(torch.bfloat16)
+    found = merged_model.get_parameter("transformer.h.1.attn.c_attn.weight").to(torch.bfloat16)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
+    assert not torch.equal(found, base)

@@ -4,6 +4,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vamo_ft.assemble.card import build_card
 from vamo_ft.assemble.model import load_whole_model
@@ -60,10 +61,7 @@ def merge_model(
     Raises:
         DataError: base model or adapter are not what the configuration says, or the adapter cannot be merged.
     """
-    if config.model.quantization is not None:
-        _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
-    whole = config.model_copy(update={"model": config.model.model_copy(update={"quantization": None})})
-    loaded = load_whole_model(whole, weights=weights)
+    loaded = _load_to_merge(config, weights=weights)
     _save(config, directory, loaded, merge=True, run=run, step=step, packaging=packaging)
 
 
@@ -87,7 +85,19 @@ def rebuild_model(
     loaded, num_steps = replay_seed_log(config, seed_log, base=base, steps=steps, progress=progress)
     model = config.model.model_copy(update={"path": base})
     config = config.model_copy(update={"model": model})
+    if merge and model.quantization is not None:
+        with TemporaryDirectory() as folder:
+            save_model(loaded.model, loaded.tokenizer, Path(folder))
+            loaded = _load_to_merge(config, weights=Path(folder))
     _save(config, directory, loaded, merge=merge, run=seed_log.parent, step=num_steps, packaging=packaging, replay=True)
+
+
+def _load_to_merge(config: RunConfig, *, weights: Path) -> LoadedModel:
+    """The saved adapter on a base that is not quantised."""
+    if config.model.quantization is not None:
+        _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
+    whole = config.model.model_copy(update={"quantization": None})
+    return load_whole_model(config.model_copy(update={"model": whole}), weights=weights)
 
 
 def _save(

@@ -73,6 +73,8 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, base: str) -> PeftM
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
+            # It was saved on a quantised base, whose layers are no Conv1D: peft sees to it.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             adapted: PeftModel = PeftModel.from_pretrained(model, str(directory), is_trainable=True, torch_device="cpu")
     except RuntimeError as error:
         raise DataError(f"{directory}: the adapter does not fit the model: {' '.join(str(error).split())}") from error
