@@ -11,7 +11,9 @@ from tests.config.examples import VALID, load_text
 from tests.toys import TinyNetwork, normal
 from tests.workspace import Workspace
 from vamo_ft.assemble import method
+from vamo_ft.assemble.devices import Device
 from vamo_ft.assemble.space import optimizer_bytes, paged_bytes
+from vamo_ft.cli import run
 from vamo_ft.config.optimizer import BITSANDBYTES, PAGED, OptimizerConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.parameters import TrainableParameters
@@ -166,6 +168,41 @@ def test_nothing_is_paged_without_cuda(
     assert workspace.train() == 2
     said = f"error: optimizer.name: {name} needs a CUDA device, and there is none; write {instead}"
     assert said in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(("name", "instead"), [("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw")])
+def test_a_plan_for_main_memory_has_no_paging(
+    name: str, instead: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu: Device("main memory", 2**30, "cpu"))
+    config = workspace.configure({"optimizer": {"name": name}})
+    assert run(["plan", config, "--methods", ""]) == 2
+    said = f"error: optimizer.name: {name} needs a CUDA device; write {instead}, or plan for one with --gpu"
+    assert said in capsys.readouterr().err.splitlines()
+    monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu: Device("a GPU", 2**30, "cuda"))
+    assert run(["plan", config, "--methods", ""]) == 0
+
+
+@pytest.mark.parametrize("masters", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_that_had_no_gradient_yet_begins_after_the_restore(dtype: torch.dtype, masters: bool) -> None:
+    """As the blocks of a run do that takes one a step."""
+    parameters, again = wide(dtype), wide(dtype)
+    rule, _ = build("adamw_8bit", parameters, masters=masters)
+    weight = parameters.names.index("layer.weight")
+    parameters.tensors[1 - weight].grad = normal(*parameters.tensors[1 - weight].shape, seed=1).to(dtype)
+    rule.apply(NOTHING, learning_rate=1e-2, step=0)
+    saved = rule.state_dict()
+    assert saved.get("layer.weight", {}).keys() == ({"master"} if masters and dtype == torch.bfloat16 else set())
+    again.assign([tensor.detach().clone() for tensor in parameters.tensors])
+    other, _ = build("adamw_8bit", again, masters=masters)
+    other.load_state_dict(saved)
+    before = again.tensors[weight].detach().clone()
+    for step in range(1, 4):
+        apply(rule, parameters, step)
+        apply(other, again, step)
+    assert again.digest() == parameters.digest()
+    assert not torch.equal(again.tensors[weight], before)
 
 
 def test_master_weights_of_float32_parameters_are_refused_where_only_the_model_tells(

@@ -14,6 +14,7 @@ from vamo_ft.assemble.space import offloaded_bytes, optimizer_bytes, snapshot_by
 from vamo_ft.assemble.stand_in import stand_in
 from vamo_ft.assemble.surroundings import Surroundings, checkpoint_may_be_due, due, run_length
 from vamo_ft.config.objective import MetricObjectiveConfig
+from vamo_ft.config.optimizer import PAGED
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.protocols import Progress
@@ -161,6 +162,9 @@ def build_plan(
     """
     if isinstance(config.objective, MetricObjectiveConfig):
         raise UsageError("objective.type: a metric's generation is not planned; try --set objective.type=loss")
+    name = config.optimizer.name
+    if name in PAGED and device.type != "cuda":
+        raise UsageError(f"optimizer.name: {name} needs a CUDA device; write {PAGED[name]}, or plan for one with --gpu")
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
     with pretended(processes) as together:
         parts = build_outline(config, use_cache=use_cache, processes=together)
