@@ -24,6 +24,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "adamw_8bit": EIGHT,
     "adamw_8bit_bfloat16": merged(EIGHT, {"model": {"dtype": "bfloat16"}}),
     "adamw_8bit_masters": merged(EIGHT, {"model": {"dtype": "bfloat16"}, "optimizer": {"master_weights": True}}),
+    "adamw_8bit_blocks": merged(
+        MEZO, merged(EIGHT, {"method": {"name": "zo_adam", "directions": {"structure": "block"}}})
+    ),
     "qlora": merged(QLORA, {"model": {"quantization": {"compute_dtype": "float32", "double_quant": False}}}),
     "qlora_checkpointed": merged(merged(QLORA, EIGHT), {"training": {"activation_checkpointing": True}}),
     "qlora_mezo": merged(QLORA, MEZO),

@@ -185,6 +185,17 @@ def test_the_command_tells_what_lies_on_the_host_and_what_could(
     assert "method.snapshot.offload: true" not in text
 
 
+def test_moments_of_eight_bits_are_advised_on_the_cpu_too(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vamo_ft.commands.plan.find_device", lambda gpu: Device("little memory", 2**10, "cpu"))
+    workspace.configure()
+    assert run(["plan", "config.yaml", "--methods", ""]) == 0
+    text = capsys.readouterr().out
+    assert "optimizer.name: adamw_8bit; " in text
+    assert "paged" not in text
+
+
 def test_a_checkpoint_of_masters_is_counted_before_the_first_step(workspace: Workspace) -> None:
     config = configured(workspace, merged(PLAIN, LOW | {"optimizer": {"learning_rate": 1e-3, "master_weights": True}}))
     parts = build_outline(config, use_cache=False)

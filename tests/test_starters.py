@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import write_jsonl
+from tests.tiny import save_model_folder, tiny_llama, write_jsonl
 from tests.workspace import Workspace
 from vamo_ft.cli import run
 from vamo_ft.commands.data_format import format_of
@@ -50,6 +50,8 @@ def rows_for(config: RunConfig) -> list[dict[str, Any]]:
 def train_small(workspace: Workspace, path: Path) -> None:
     config = load_config(path).config
     rows = write_jsonl(workspace.root / "rows.jsonl", rows_for(config))
+    if config.model.quantization is not None:  # of blocks of 64 weights
+        save_model_folder(workspace.root / "model", tiny_llama(hidden=64))
     settings = workspace.root / "model" / "tokenizer_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": TEMPLATE}))
     overrides = ["model.path=model", f"data.train={{path: {rows.name}}}", "training.steps=2", "training.batch_size=2"]
@@ -62,8 +64,6 @@ def train_small(workspace: Workspace, path: Path) -> None:
         overrides.append("training.epochs=null")
     if config.method.name == "sparse_mezo":  # norms that were never trained have no smaller weights
         overrides.append("model.freeze=['*norm*']")
-    if config.model.quantization is not None:
-        overrides.append("model.quantization=null")
     assert run(["train", str(path), *sets(*overrides)]) == 0
     status = json.loads((workspace.root / "runs" / config.run.name / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 2)

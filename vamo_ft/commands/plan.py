@@ -169,8 +169,8 @@ def _remedies(found: Plan, config: RunConfig, phase: Phase) -> Iterator[str]:
     if found.checkpointed is not None and found.checkpointed < found.configured.memory.peak:
         yield f"training.activation_checkpointing: true (peak {_mib(found.checkpointed)} MiB)"
     optimizer = config.optimizer
-    if optimizer.name == "adamw" and found.device.type == "cuda" and not config.training.fsdp:
-        yield "optimizer.name: adamw_8bit, or paged_adamw_8bit"
+    if optimizer.name == "adamw" and not config.training.fsdp:
+        yield f"optimizer.name: adamw_8bit{', or paged_adamw_8bit' if found.device.type == 'cuda' else ''}"
     if optimizer.master_weights:
         yield "optimizer.master_weights: false"
     if found.offloadable and found.device.type == "cuda":
