@@ -116,3 +116,11 @@ def test_an_adapter_on_transposed_matrices_is_merged(workspace: Workspace, capsy
     found = merged_model.get_parameter("transformer.h.1.attn.c_attn.weight").to(torch.bfloat16)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
     assert not torch.equal(found, base)
+
+
+def test_a_plan_refuses_rows_that_the_run_would(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.configure(QLORA)
+    assert workspace.train() == run(["plan", "config.yaml", "--methods", ""]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "has rows of 32 weights" in line]
+    assert len(said) == 2
+    assert said[0] == said[1]

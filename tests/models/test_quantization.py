@@ -14,7 +14,7 @@ from tests.tiny import save_model_folder, tiny_bert_classifier, tiny_llama
 from vamo_ft.config.model import AdapterConfig, ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models import loading
-from vamo_ft.models.four_bits import four_bit_bytes, four_bit_matrices, four_bits
+from vamo_ft.models.four_bits import check_outline, four_bit_bytes, four_bit_matrices, four_bits
 from vamo_ft.models.loading import load_model, load_outline
 
 NF4 = (
@@ -150,6 +150,8 @@ def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
     said = r"^model\.quantization: .*single: the model has no stack of layers with matrices to quantise; leave it out$"
     with pytest.raises(DataError, match=said):
         load_model(configured(single), offline=True, seed=1)
+    with pytest.raises(DataError, match=said):
+        check_outline(load_outline(configured(single), offline=True).model, path="single", on_cpu=False)
 
 
 def test_what_is_not_quantised_has_the_configured_precision(base: Path) -> None:
@@ -200,6 +202,10 @@ def test_a_matrix_that_the_cpu_would_misread_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=said):
         load_model(configured(narrow), offline=True, seed=1)
+    outline = load_outline(configured(narrow), offline=True).model
+    with pytest.raises(DataError, match=said):
+        check_outline(outline, path="narrow", on_cpu=True)
+    check_outline(outline, path="narrow", on_cpu=False)
 
 
 def test_a_missing_package_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from vamo_ft.core.errors import UsageError
 from vamo_ft.core.protocols import Progress
 from vamo_ft.core.types import Work
 from vamo_ft.models.export import saved_bytes
+from vamo_ft.models.four_bits import check_outline
 from vamo_ft.training.disk import free_bytes, write_rate
 from vamo_ft.training.pretended import pretended
 from vamo_ft.training.space import SMALL_FILES
@@ -168,6 +169,8 @@ def build_plan(
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
     with pretended(processes) as together:
         parts = build_outline(config, use_cache=use_cache, processes=together)
+        if config.model.quantization is not None:
+            check_outline(parts.loaded.model, path=config.model.path, on_cpu=device.type == "cpu")
         planner = MemoryPlanner(config, parts, device_type=device.type)
         source = parts.source
         share = parts.runtime.evenly(source.batch_size, at_most=source.batch_size)

@@ -1,6 +1,6 @@
 """A base whose matrices bitsandbytes holds in 4 bits: how it is loaded, which they are, what memory they take."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from vamo_ft.config.model import QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.stack import layer_stacks
 
-__all__ = ["check_four_bits", "four_bit_bytes", "four_bit_matrices", "four_bits", "kept_whole"]
+__all__ = ["check_four_bits", "check_outline", "four_bit_bytes", "four_bit_matrices", "four_bits", "kept_whole"]
 
 _BLOCK = 64  # weights with one scale
 _SCALES = 256  # scales with one of their own
@@ -64,16 +64,42 @@ def check_four_bits(model: nn.Module, *, path: str) -> None:
         DataError: nothing is quantised, or a matrix has rows of another length.
     """
     quantised = [(name, module) for name, module in model.named_modules() if _holds_four_bits(module)]
-    if not quantised:
+    for _, module in quantised:
+        module.support_avx512bf16_for_cpu = False
+    on_cpu = any(module.weight.device.type == "cpu" for _, module in quantised)
+    _check_rows({name: module.in_features for name, module in quantised}, path=path, on_cpu=on_cpu)
+
+
+def check_outline(model: nn.Module, *, path: str, on_cpu: bool) -> None:
+    """The same of a model that is not quantised yet.
+
+    Args:
+        on_cpu: whether it is to run there.
+
+    Raises:
+        DataError: as `check_four_bits`.
+    """
+    matrices = {id(matrix) for matrix in four_bit_matrices(model)}
+    rows = {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer"): module.weight.shape[
+            0 if isinstance(module, Conv1D) else 1
+        ]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in matrices
+    }
+    _check_rows(rows, path=path, on_cpu=on_cpu)
+
+
+def _check_rows(rows: Mapping[str, int], *, path: str, on_cpu: bool) -> None:
+    if not rows:
         raise DataError(
             f"model.quantization: {path}: the model has no stack of layers with matrices to quantise; leave it out"
         )
-    for name, module in quantised:
-        module.support_avx512bf16_for_cpu = False
-        if module.weight.device.type == "cpu" and module.in_features % _BLOCK:
+    for name, length in rows.items():
+        if on_cpu and length % _BLOCK:
             raise DataError(
-                f"model.quantization: {path}: {name} has rows of {module.in_features} weights, and on the CPU they "
-                f"must be multiples of {_BLOCK}; leave it out, or run on CUDA"
+                f"model.quantization: {path}: {name} has rows of {length} weights, and on the CPU they must be "
+                f"multiples of {_BLOCK}; leave it out, or run on CUDA"
             )
 
 
