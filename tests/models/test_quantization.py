@@ -221,6 +221,13 @@ def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert problems_of(VALID, quantized, adapter) == []
     assert "quantised weights are not trained; add model.adapter" in problems_of(VALID, quantized)[0]
     assert "a .gguf file is dequantised" in problems_of(VALID, quantized, adapter, "model.path=a.gguf")[0]
+    forward = ("method.name=forward_gradient", "model.attn_implementation=eager", "optimizer.name=sgd")
+    assert problems_of(VALID, adapter, *forward) == []
+    (problem,) = problems_of(VALID, quantized, adapter, *forward)
+    assert problem.endswith(
+        "model.quantization: method.name: forward_gradient takes forward derivatives, which products with weights in 4 "
+        "bits have none of on CUDA; leave it out"
+    )
     assert "must be 4" in problems_of(VALID, adapter, "model.quantization={bits: 3}")[0]
 
 

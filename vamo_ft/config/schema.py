@@ -240,6 +240,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _weights_in_four_bits_are_differentiated_backward(self) -> "RunConfig":
+        """On CUDA their products drop the derivative without a word."""
+        if self.model.quantization is not None and isinstance(self.method, ForwardGradientConfig):
+            raise ValueError(
+                "model.quantization: method.name: forward_gradient takes forward derivatives, which products with "
+                "weights in 4 bits have none of on CUDA; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_shared_out_model_can_be_trained(self) -> "RunConfig":
         if self.training.fsdp and (reason := why_not_shared(self)) is not None:
             raise ValueError(f"training.fsdp: {reason}")
