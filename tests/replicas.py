@@ -7,10 +7,12 @@ writes what every run left to FOLDER/<rank>.safetensors.
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -209,6 +211,45 @@ def cases(runtime: Runtime) -> dict[str, Tensor]:
     return found
 
 
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Yields the number of elements of each tensor that the processes exchange within the block."""
+    sent: list[int] = []
+
+    def counting(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            sent.append(tensor.numel())
+            return exchange(tensor, *arguments, **keywords)
+
+        return call
+
+    made = dist.all_reduce, dist.broadcast
+    dist.all_reduce, dist.broadcast = map(counting, made)
+    try:
+        yield sent
+    finally:
+        dist.all_reduce, dist.broadcast = made
+
+
+def exchanged(name: str, runtime: Runtime) -> Tensor:
+    """(2,) numbers that are exchanged before a step, which takes a snapshot where there are any, and in the step."""
+    objective, samples = NetworkObjective(TinyNetwork(WIDTH, dtype=torch.float64)), source()
+    estimator, parameters, directions = build(name, objective, runtime, lambda: False)
+    update = DenseRule(
+        carriers := Carriers(parameters, seed=7),
+        directions,
+        build_optimizer(carriers, name="sgd", weight_decay=0.0),
+        max_grad_norm=1.0,
+    )
+    for step in (0, 3):  # the first one chooses eps
+        batches = [samples.batch([index]) for index in samples.step_indices(step)]
+        with counted() as before:
+            estimator.prepare(samples, step)
+        with counted() as within:
+            update.apply(estimator.estimate(batches, step), learning_rate=0.05, step=step)
+    return torch.tensor([sum(before), sum(within)])
+
+
 def drift(runtime: Runtime) -> str:
     """What is said when one process's parameters change in a bit; empty where nothing is said."""
     network = TinyNetwork(WIDTH)
@@ -259,6 +300,7 @@ def main() -> None:
         found = cases(runtime)
         said = f"{drift(runtime)}\n{unreached(runtime)}"
         flags = [runtime.any(processes.rank == 1), runtime.any(False), runtime.agreed(processes.rank) == 0]
+        found |= {f"exchanged.{name}": exchanged(name, runtime) for name in ("sgd", "mezo", "mezo_bcd", "vamo")}
         found["flags"] = torch.tensor(flags)
         found["prepared"] = prepared(runtime, rank=processes.rank)
         save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{processes.rank}.safetensors")

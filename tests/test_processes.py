@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.replicas import METHODS, cases, prepared, unreached
-from tests.workspace import MEZO, Workspace
+from tests.replicas import BATCH, METHODS, SAMPLES, WIDTH, cases, prepared, unreached
+from tests.tiny import save_model_folder, sentiment_rows, tiny_llama, write_jsonl
+from tests.toys import TinyNetwork
+from tests.workspace import LORA, MEZO, Workspace
 from vamo_ft.core.runtime import LocalRuntime
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,13 +32,20 @@ def free_port() -> int:
         return port
 
 
-def start(*arguments: str, cwd: Path, count: int = 2) -> list["subprocess.Popen[str]"]:
-    """`python -m ...` as the processes of one run, as a launcher starts them."""
+def start(
+    *arguments: str, cwd: Path, count: int = 2, last_cwd: Path | None = None, last: tuple[str, ...] = ()
+) -> list["subprocess.Popen[str]"]:
+    """`python -m ...` as the processes of one run, as a launcher starts them.
+
+    Args:
+        last_cwd: where the last one starts instead.
+        last: further arguments of the last one.
+    """
     port = str(free_port())
     return [
         subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=cwd,
+            [sys.executable, "-m", *arguments, *(last if rank == count - 1 else ())],
+            cwd=(rank == count - 1 and last_cwd) or cwd,
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
@@ -97,6 +106,21 @@ def test_two_processes_do_what_one_does(method: str, replicas: Any, alone: dict[
         torch.testing.assert_close(first[name], alone[name], rtol=1e-9, atol=1e-10)
 
 
+def test_probes_and_snapshots_exchange_numbers_of_samples_and_gradients_go_once(replicas: Any) -> None:
+    """However many parameters there are: one number for each sample and probe, and its loss."""
+    (first, _), _ = replicas
+    probes, counts_of_work = 2, 7
+    losses, parameters = BATCH, sum(p.numel() for p in TinyNetwork(WIDTH).parameters())
+    marks = 2 * SAMPLES  # weights of samples, and which are scored
+    expected = {
+        "sgd": [0, parameters + losses],
+        "mezo": [0, BATCH * probes + losses],
+        "mezo_bcd": [0, BATCH * probes + losses],
+        "vamo": [SAMPLES * probes + marks + counts_of_work, parameters + losses],
+    }
+    assert {name: first[f"exchanged.{name}"].tolist() for name in expected} == expected
+
+
 def test_a_stop_in_a_snapshot_changes_nothing(replicas: Any) -> None:
     (first, _), _ = replicas
     for method in ("vamo", "svrg", "zo_svrg", "vamo_literal"):
@@ -127,6 +151,36 @@ def test_a_wrong_configuration_is_told_once(workspace: Workspace) -> None:
     codes, errors = finish(start("vamo_ft", "train", "config.yaml", cwd=workspace.root))
     assert codes == [2, 2], errors
     assert errors[0] == "error: config.yaml:25: training.stepz: unknown key. Did you mean 'steps'?\n"
+    assert errors[1] == ""
+
+
+def test_a_process_with_other_settings_is_refused(workspace: Workspace) -> None:
+    workspace.configure(MEZO)
+    changed = ("--set", "training.batch_size=5", "--set", "run.seed=4")
+    codes, errors = finish(start("vamo_ft", "train", "config.yaml", cwd=workspace.root, last=changed))
+    assert codes == [2, 2], errors
+    assert errors[0].splitlines()[-1] == (
+        f"error: process 1: on {socket.gethostname()}: started with other settings than the first process (run.seed: "
+        "3 -> 4; training.batch_size: 6 -> 5); start all of them with the same file and options"
+    )
+    assert errors[1] == ""
+
+
+def test_a_machine_with_other_files_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    """Which shares the run directory, and has data and model of its own."""
+    workspace.configure({"model": {"adapter": LORA}})
+    other = Workspace(tmp_path / "other")
+    other.configure({"model": {"adapter": LORA}})
+    write_jsonl(other.root / "eval.jsonl", sentiment_rows(8))
+    save_model_folder(other.root / "model", tiny_llama(seed=9))
+    workspace.directory().mkdir(parents=True)
+    (other.root / "runs").symlink_to(workspace.root / "runs")
+    codes, errors = finish(start("vamo_ft", "train", "config.yaml", cwd=workspace.root, last_cwd=other.root))
+    assert codes == [2, 2], errors
+    assert errors[0].splitlines()[-1] == (
+        f"error: process 1: model.path and data.evaluation: on {socket.gethostname()} the files are not those that the "
+        "first process has read; give all machines of the run the same"
+    )
     assert errors[1] == ""
 
 
@@ -180,6 +234,17 @@ def test_a_process_that_is_killed_ends_the_other(workspace: Workspace) -> None:
     assert status(workspace)["state"] == "failed"
     step = int(sorted(path.name for path in (workspace.directory() / "checkpoints").iterdir())[-1].split("-")[1])
     assert workspace.train("--set", f"training.steps={step + 1}") == 0
+
+
+def test_the_others_say_that_the_main_process_is_lost(workspace: Workspace) -> None:
+    processes = started_run(workspace, ENDLESS)
+    processes[0].kill()
+    codes, errors = finish(processes)
+    assert codes == [-9, 1], errors
+    assert errors[1].startswith(
+        "error: another process of the run was lost (killed, out of memory on its machine, or cut"
+    )
+    assert workspace.train("--set", "training.steps=5") == 0
 
 
 def test_a_divergence_ends_both_with_one_message(workspace: Workspace) -> None:

@@ -42,7 +42,7 @@ from vamo_ft.training.callbacks import Callback, Checkpointer, Evaluator, Metric
 from vamo_ft.training.checkpoint import Checkpoint, discard_later, save_checkpoint
 from vamo_ft.training.continuation import check_base, check_length, check_samples, check_settings, tell_version
 from vamo_ft.training.processes import lost_processes_explained
-from vamo_ft.training.replicas import ReplicaCheck
+from vamo_ft.training.replicas import ReplicaCheck, check_alike
 from vamo_ft.training.runtime import memory_errors_explained
 from vamo_ft.training.shared_saving import save_together
 from vamo_ft.training.space import SMALL_FILES
@@ -100,10 +100,11 @@ def build_run(
         StopRequested: while the data was read.
     """
     changes: list[str] = []
+    base = base_fingerprint(config.model)
     if checkpoint is not None:
         changes = meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json"))
         check_settings(checkpoint, changes, allow=allow_changes)
-        changes += check_base(checkpoint, base_fingerprint(config.model), allow=allow_changes)
+        changes += check_base(checkpoint, base, allow=allow_changes)
         tell_version(checkpoint, __version__)
     parts = build_parts(
         config,
@@ -113,6 +114,8 @@ def build_run(
     )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
+    evaluation = None if held_out is None else held_out.fingerprint
+    check_alike(runtime, {"model.path": base, "data.train": source.fingerprint, "data.evaluation": evaluation})
     alone_asks = surroundings.stop_requested
     stoppable = StoppableObjective(objective, runtime.within_step(alone_asks))
     surroundings = replace(surroundings, stop_requested=lambda: runtime.any(alone_asks()))
@@ -171,12 +174,16 @@ def build_run(
         if changes and runtime.is_main:
             remove_seed_log(surroundings.seed_log, reason="with other settings it could not rebuild the run")
         restore(checkpoint, owners, parameters, changes=changes)
-    base = base_fingerprint(config.model)
     if base is None and checkpoint is not None:  # with the whole model in the checkpoint it is not needed
         base = checkpoint.facts.get("base")
     model_bytes = saved_bytes(loaded.model) + SMALL_FILES
+    replica_check = None
+    if config.training.check_processes_every is not None:
+        replica_check = ReplicaCheck(parameters, runtime, due=due(config.training.check_processes_every, source))
 
     def save(state: RunState) -> None:
+        if replica_check is not None:
+            replica_check.compare(state)
         check_weights(parameters, source, state)
         with memory_errors_explained(f"saving a checkpoint of step {state.step}"), lost_processes_explained():
             weights = gathered(loaded.model, keep=runtime.is_main) if parameters.sharded else None
@@ -234,9 +241,8 @@ def build_run(
         ends_early=verdicts.ends_early,
     )
     callbacks: list[Callback] = [metrics, *([] if evaluator is None else [evaluator])]
-    if config.training.check_processes_every is not None:
-        check_due = due(config.training.check_processes_every, source)
-        callbacks.append(ReplicaCheck(parameters, runtime, due=lambda step: check_due(step) or save_due(step)))
+    if replica_check is not None:
+        callbacks.append(replica_check)
     callbacks.append(checkpointer)
     if seed_logger is not None:
         callbacks.append(seed_logger)

@@ -20,7 +20,7 @@ from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.errors import DataError, ProcessLostError, StopRequested, UsageError, VamoFtError
+from vamo_ft.core.errors import DataError, DriftError, ProcessLostError, StopRequested, UsageError, VamoFtError
 from vamo_ft.training.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 from vamo_ft.training.disk import full_disk_explained
 from vamo_ft.training.progress import ConsoleProgress
@@ -132,7 +132,7 @@ def _train_or_resume(
             if config.logging.report and not directory.report.exists():  # the process ended before it was written
                 write_run_report(directory)
             print(f"{directory.root}: this run is finished; its model is in {directory.model}")
-            part.begin(directory, None, finished=True)
+            part.begin(config, directory, None, finished=True)
             return
         console = patient_console(sys.stderr)
         with logging_to(console, file=directory.log), signals, trackers:
@@ -142,7 +142,7 @@ def _train_or_resume(
                 for warning in config_warnings(config):
                     _log.warning("%s", warning)
                 checkpoint = _starting_point(directory, resume)
-                part.begin(directory, checkpoint)
+                part.begin(config, directory, checkpoint)
                 finished = _train(
                     config,
                     directory,
@@ -367,10 +367,10 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[dict[s
             f"{error} by {cause}; to go on, train {directory.root.name} again with the same settings (after "
             f"--fresh: with --set run.name={directory.root.name} in its place)"
         ) from None
-    except ProcessLostError as error:
+    except (ProcessLostError, DriftError) as error:
         last = "".join(f"; its last checkpoint is {path}" for path in checkpoint_folders(directory.checkpoints)[:1])
         directory.write_status("failed", exit_code=error.exit_code, facts={"message": f"{error}{last}"})
-        raise ProcessLostError(f"{error}{last}") from None
+        raise type(error)(f"{error}{last}") from None
     except VamoFtError as error:
         state = {3: "diverged", 4: "out_of_memory"}.get(error.exit_code, "failed")
         directory.write_status(state, exit_code=error.exit_code, facts={"message": masked(str(error))})

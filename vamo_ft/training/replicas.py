@@ -1,20 +1,42 @@
-"""Whether all processes of a run hold the same parameters."""
+"""Whether all processes of a run have read the same files, and hold the same parameters."""
 
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import DriftError
+from vamo_ft.core.errors import DataError, DriftError
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.transfer import to_device
 from vamo_ft.training.callbacks import Callback
 from vamo_ft.training.state import RunState
 
-__all__ = ["ReplicaCheck", "bit_sums"]
+__all__ = ["ReplicaCheck", "bit_sums", "check_alike"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def check_alike(runtime: Runtime, read: Mapping[str, Any]) -> None:
+    """Compares what was read of the files, which machines may have on disks of their own; collective.
+
+    Other samples, or another frozen base, would leave the trained parameters alike, and wrong.
+
+    Args:
+        read: key of the configuration -> fingerprint (JSON) of what it names; None: there is nothing here to compare.
+
+    Raises:
+        DataError: this process has read something else than the main one.
+    """
+    main = runtime.agreed(dict(read))
+    different = [key for key, own in read.items() if None not in (own, main[key]) and own != main[key]]
+    if different:
+        raise DataError(
+            f"{' and '.join(different)}: on {socket.gethostname()} the files are not those that the first process has "
+            "read; give all machines of the run the same"
+        )
 
 
 class ReplicaCheck(Callback):
@@ -24,7 +46,7 @@ class ReplicaCheck(Callback):
     process holds. A drift that began is never undone.
 
     Args:
-        due: whether they are compared after so many steps.
+        due: whether they are compared after so many steps. What is about to be saved is, whenever that is.
     """
 
     def __init__(self, parameters: TrainableParameters, runtime: Runtime, *, due: Callable[[int], bool]) -> None:
@@ -39,10 +61,10 @@ class ReplicaCheck(Callback):
             DriftError: they differ; in all processes.
         """
         if self._due(state.step):
-            self.on_stop(state)
+            self.compare(state)
 
-    def on_stop(self, state: RunState) -> None:
-        """Compares what is about to be saved.
+    def compare(self, state: RunState) -> None:
+        """Compares now, as before a checkpoint; collective.
 
         Raises:
             DriftError: they differ; in all processes.
@@ -52,7 +74,8 @@ class ReplicaCheck(Callback):
             raise DriftError(
                 f"step {state.step}: the processes do not hold the same parameters any more ({len(differ)} of "
                 f"{len(names)} tensors differ, such as {names[differ[0]]}): a device, a driver or an operation "
-                "computed another result in one of them; go on from the last checkpoint, which is from before"
+                "computed another result in one of them; the run goes on from its last checkpoint, which is from "
+                "before, when it is started again with the same command"
             )
 
     def _bit_sums(self) -> Tensor:

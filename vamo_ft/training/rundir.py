@@ -36,6 +36,7 @@ class RunDirectory:
         self.model = root / "model"
         self.status = root / "status.json"
         self.report = root / "report.html"
+        self._lease_file = root / ".lease.json"
         self._lock: int | None = None
         self._lease: Lease | None = None
 
@@ -83,11 +84,11 @@ class RunDirectory:
             # The file system knows no locks, and the lease alone decides.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{Holder.here()}\n".encode(), 0)
-        living, note = living_holder(self.root / ".lease.json", now=os.fstat(descriptor).st_mtime)
+        living, note = living_holder(self._lease_file, now=os.fstat(descriptor).st_mtime)
         if living is not None:
             os.ftruncate(descriptor, 0)
             raise DataError(f"{self.root}: in use by {living} ({note}); wait until it ends or choose another run.name")
-        self._lease = Lease(self.root / ".lease.json")
+        self._lease = Lease(self._lease_file)
         return note
 
     def unlock(self) -> None:
@@ -97,6 +98,14 @@ class RunDirectory:
         self._lease.release()
         os.close(self._lock)
         self._lock = self._lease = None
+
+    @property
+    def mark(self) -> str | None:
+        """Tells this folder, while a process holds it, from one of the same name on another disk; None: nobody does."""
+        try:
+            return self._lease_file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
 
     def check_held(self) -> None:
         """Asked before anything is written that another process may have taken over: nothing of its run is touched.

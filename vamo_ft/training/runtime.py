@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
@@ -41,6 +42,16 @@ _log = logging.getLogger("vamo_ft")
 
 _OF_A_LAUNCHER = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
+_OF_ACCELERATE = {
+    "USE_FSDP": ("FSDP", "training.fsdp: true shares the model out"),
+    "MIXED_PRECISION": ("mixed precision", "model.dtype and training.autocast say it"),
+    "DYNAMO_BACKEND": ("torch.compile", "model.compile: true compiles the layers"),
+}
+"""Settings of `accelerate launch` as it hands them on: what they are about, and what is read in their place."""
+
+_connected: ContextVar[Processes | None] = ContextVar("connected", default=None)
+"""Those of the block: to connect them again would wait for one that is gone by then."""
+
 _LONGEST_SILENCE = timedelta(hours=12)  # a process that is gone is noticed at once; one that is slow is waited for
 
 
@@ -67,6 +78,11 @@ def connected() -> Iterator[Processes | None]:
     if world_size() == 1:
         yield None
         return
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise UsageError(
+            "accelerate launch is told to use DeepSpeed, which is not supported; start with --multi_gpu, and share a "
+            "large model out with training.fsdp: true"
+        )
     if missing := sorted(_OF_A_LAUNCHER - os.environ.keys()):  # without them everybody would wait for the others
         raise UsageError(
             f"started as one of {world_size()} processes (WORLD_SIZE), but {', '.join(missing)} is not set; start them "
@@ -80,8 +96,12 @@ def connected() -> Iterator[Processes | None]:
             f"this process does not find the {world_size() - 1} others ({next(iter(str(error).splitlines()), '')}); "
             "start them with accelerate launch or torchrun"
         ) from error
-    with processes.ending_together():
-        yield processes
+    before = _connected.set(processes)
+    try:
+        with processes.ending_together():
+            yield processes
+    finally:
+        _connected.reset(before)
 
 
 def build_runtime(*, autocast: torch.dtype | None, fsdp: bool = False) -> Runtime:
@@ -93,15 +113,24 @@ def build_runtime(*, autocast: torch.dtype | None, fsdp: bool = False) -> Runtim
     Raises:
         UsageError: a launcher started this process among several, outside of `connected`.
     """
-    if not dist.is_initialized():
+    processes = _connected.get()
+    if processes is None:
         refuse_launchers()
     state = PartialState()
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not fsdp and state.is_main_process:
-        _log.warning("what accelerate is told of FSDP is not read; training.fsdp: true shares the model out")
+    if state.is_main_process:
+        _warn_of_what_is_not_read(fsdp=fsdp)
     local = LocalRuntime(state.device if state.device.type == "cuda" else "cpu", autocast=autocast)
-    if state.num_processes == 1:
+    if processes is None:
         return local
-    return ShardedRuntime(Processes(), local) if fsdp else AcceleratedRuntime(Processes(), local)
+    return ShardedRuntime(processes, local) if fsdp else AcceleratedRuntime(processes, local)
+
+
+def _warn_of_what_is_not_read(*, fsdp: bool) -> None:
+    """`accelerate config` asks about more than devices; a run is told by its own file alone."""
+    told = {name: os.environ.get(f"ACCELERATE_{name}", "no").lower() for name in _OF_ACCELERATE}
+    for name, (what, instead) in _OF_ACCELERATE.items():
+        if told[name] not in ("no", "false", "fp32") and not (fsdp and name == "USE_FSDP"):
+            _log.warning("what accelerate is told of %s is not read; %s", what, instead)
 
 
 class AcceleratedRuntime:
