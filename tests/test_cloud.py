@@ -24,17 +24,22 @@ def write_command(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def batch_job(tmp_path: Path) -> Path:
-    """A folder with an `srun` that runs what it is given and an `scontrol` that notes what it is asked."""
-    write_command(tmp_path, "srun", 'exec "$@"')
-    write_command(tmp_path, "scontrol", 'echo "$*" >> requeued')
+    """A folder with an `srun` that runs what it is given and an `scontrol` that notes what it is to queue again."""
+    write_command(tmp_path, "srun", 'export SLURM_PROCID=0 SLURM_LOCALID=0; exec "$@"')
+    write_command(
+        tmp_path,
+        "scontrol",
+        '[[ "$*" != "show hostnames n[4-5]" ]] || { echo n4; echo n5; exit; }; echo "$*" >> requeued',
+    )
     return tmp_path
 
 
-def started_job(folder: Path) -> "subprocess.Popen[str]":
+def started_job(folder: Path, **variables: str) -> "subprocess.Popen[str]":
+    own = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "10017", "SLURM_JOB_NODELIST": "n[4-5]"}
     return subprocess.Popen(
         ["bash", str(CLOUD / "slurm.sbatch"), "config.yaml", "--set", "training.steps=9"],
         cwd=folder,
-        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
+        env={**os.environ, **own, **variables},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -56,7 +61,19 @@ def test_a_batch_job_hands_the_signal_on_and_queues_itself_again(batch_job: Path
         assert not (batch_job / "requeued").exists()
         (batch_job / "saved").touch()
     assert job.returncode == 75
-    assert (batch_job / "requeued").read_text() == "requeue 17\n"
+    assert (batch_job / "requeued").read_text() == "requeue 10017\n"
+
+
+@pytest.mark.parametrize(("tasks", "said"), [({}, "1"), ({"SLURM_NTASKS": "4"}, "4")])
+def test_every_task_of_a_batch_job_is_one_process_of_the_run(tasks: dict[str, str], said: str, batch_job: Path) -> None:
+    """Which knows the others as a launcher would tell it."""
+    write_command(batch_job, "srun", 'export SLURM_PROCID=3 SLURM_LOCALID=1; exec "$@"')
+    write_command(batch_job, "vamo-ft", 'echo "$WORLD_SIZE $RANK $LOCAL_RANK $MASTER_ADDR $MASTER_PORT $*"; exit 75')
+    with started_job(batch_job, **tasks) as job:
+        assert job.stdout is not None
+        assert job.stdout.read() == f"{said} 3 1 n4 20017 train config.yaml --set training.steps=9\n"
+    assert job.returncode == 75
+    assert (batch_job / "requeued").read_text() == "requeue 10017\n"
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
@@ -71,6 +88,7 @@ def test_a_batch_job_that_did_not_stop_is_not_queued_again(code: int, batch_job:
 def test_the_batch_job_asks_for_the_signal_in_time() -> None:
     options = re.findall(r"^#SBATCH (\S+)$", (CLOUD / "slurm.sbatch").read_text(encoding="utf-8"), re.MULTILINE)
     assert {"--signal=B:TERM@120", "--requeue", "--open-mode=append"} <= set(options)
+    assert {"--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1"} <= set(options)  # what a command line may change
     assert os.access(CLOUD / "slurm.sbatch", os.X_OK)
 
 

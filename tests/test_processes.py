@@ -241,9 +241,8 @@ def test_the_others_say_that_the_main_process_is_lost(workspace: Workspace) -> N
     processes[0].kill()
     codes, errors = finish(processes)
     assert codes == [-9, 1], errors
-    assert errors[1].startswith(
-        "error: another process of the run was lost (killed, out of memory on its machine, or cut"
-    )
+    assert errors[1].splitlines()[-1].startswith("error: another process of the run was lost (killed, out of memory on")
+    assert "Traceback" not in errors[1]
     assert workspace.train("--set", "training.steps=5") == 0
 
 

@@ -89,6 +89,9 @@ ELSEWHERE = {
     "torchrun --nproc-per-node 4 -m vamo_ft train my.yaml": (
         "tests/test_launchers.py::test_a_run_of_one_process_goes_on_in_four_is_interrupted_and_ends_in_two"
     ),
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint box1:29500 -m vamo_ft train my.yaml": (
+        "tests/test_launchers.py::test_a_signal_to_one_box_stops_both"
+    ),
     "scripts/plan_check": "tests/test_scripts.py::test_plan_check_hands_its_arguments_on",
     "scripts/test -m gpu": "tests/test_scripts.py::test_test_hands_its_arguments_to_pytest",
     "VAMO_FT_TEST_IMAGE=1 scripts/test tests/test_image.py": (

@@ -1,5 +1,6 @@
 """How often a step waits for the device: for what has to be known before the update, and for nothing else."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -24,8 +25,8 @@ NORM = "update_rules.py:apply"
 REACHED = "spsa.py:estimate"
 """The losses depend on the perturbation: of methods whose every step does, directly before the other."""
 
-ON_THE_HOST = {"table.py:batch_noise"}
-"""Asks host memory."""
+ON_THE_HOST = {"table.py:batch_noise", "order.py:take"}
+"""Ask host memory."""
 
 ELSEWHERE = {"masking_utils.py:_ignore_causal_mask_sdpa"}
 """transformers asks whether a row is padded, up to twice a forward pass."""
@@ -92,6 +93,34 @@ def test_a_step_waits_once_for_each_thing_it_has_to_know(
     assert found[FINITE] == 1
     assert all(count <= allowed.get(place, 0) for place, count in found.items()), found
     assert set(last.foreign) <= ELSEWHERE
+
+
+@pytest.mark.parametrize(("name", "other"), [("adamw", NORM), ("mezo", REACHED)])
+def test_between_two_lines_of_the_log_nothing_waits_around_the_steps(
+    name: str, other: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two whole turns of the loop, with what is due before and after each update."""
+    counter, counting, made, batch = SyncCounter(), ExitStack(), Trainer._step, TrainingSamples.batch
+
+    def step(self: Trainer) -> object:
+        if self.state.step == 2:
+            counting.enter_context(counter.counting())
+        if self.state.step == 4:
+            counting.close()
+        return made(self)
+
+    def host_batch(self: TrainingSamples, indices: list[int]) -> object:
+        with counter.paused():
+            return batch(self, indices)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(TrainingSamples, "batch", host_batch)
+    monkeypatch.setattr(Perturber, "checked", lambda self, evaluate, *, plain=None: evaluate())
+    changes = {"training": {"steps": 5}, "logging": {"every": "100 steps"}, "checkpoint": {"every": "100 steps"}}
+    workspace.configure(merged(merged(SETTING, CASES[name]), changes))
+    assert workspace.train() == 0
+    assert {place: count for place, count in counter.found.items() if place not in ON_THE_HOST} == {FINITE: 2, other: 2}
+    assert set(counter.foreign) <= ELSEWHERE
 
 
 WAITS = [
