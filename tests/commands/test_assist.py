@@ -28,6 +28,9 @@ class Told:
         self.value = value or self.value
         return self.value
 
+    def any(self, flag: bool) -> bool:
+        return flag
+
 
 @pytest.mark.parametrize("there", ["nothing", "a folder", "another run"])
 def test_a_run_directory_on_another_disk_is_refused(

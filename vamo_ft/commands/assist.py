@@ -46,10 +46,13 @@ class Part:
     def begin(
         self, config: RunConfig, directory: RunDirectory, start: Checkpoint | None, *, finished: bool = False
     ) -> None:
-        """Tells the other processes what is run and where, and what it goes on from.
+        """Tells the other processes what is run and where, and what it goes on from; returns when all can take part.
 
         Args:
             finished: there is nothing to do.
+
+        Raises:
+            ProcessLostError: one of them cannot.
         """
         if self.processes is not None:
             self.processes.agreed(
@@ -61,6 +64,8 @@ class Part:
                     "finished": finished,
                 }
             )
+            if not finished:
+                self.processes.any(False)
 
     def reasons_told(self) -> AbstractContextManager[None]:
         """Turns the loss of a process in the block into what it said before."""
@@ -85,6 +90,7 @@ def assist(config: RunConfig, part: Part, *, signals: StopSignals, allow_changes
         _check_configuration(config, told["config"])
         directory = RunDirectory(Path(told["root"]))
         _check_seen(directory, told["mark"])
+        part.processes.any(False)
         surroundings = RunSurroundings(
             checkpoints=directory.checkpoints,
             seed_log=directory.seed_log,

@@ -103,10 +103,11 @@ class Processes:
     def ending_together(self) -> Iterator[None]:
         """Around all that the processes do: when one fails, the others end for the same reason.
 
-        The main process says why. The others leave the block with its exit code and without a word, unless it is gone.
+        The main process says why. The others leave the block with its exit code and without a word, unless it is gone,
+        or does not come to it in time.
 
         Raises:
-            Exception: the failure, in the main process; in another one that of a lost main process.
+            Exception: the failure, in the main process; in another one where the main one has not told it.
             SystemExit: in another one.
         """
         try:
@@ -115,9 +116,9 @@ class Processes:
                 self.any(False)  # nobody leaves, and has a launcher end the others, before the main process is done
         except BaseException as error:
             self._tell(error)
-            self._leave(_SAVING_SECONDS if isinstance(error, StopRequested) else _ENDING_SECONDS)
+            told = self._leave(_SAVING_SECONDS if isinstance(error, StopRequested) else _ENDING_SECONDS)
             code = _code_of(error)
-            if self.is_main or code is None or isinstance(error, ProcessLostError):
+            if self.is_main or not told or code is None or isinstance(error, ProcessLostError):
                 raise
             raise SystemExit(code) from None
         dist.destroy_process_group()
@@ -151,10 +152,13 @@ class Processes:
                 time.sleep(0.05)
         return None
 
-    def _leave(self, patience: float) -> None:
+    def _leave(self, patience: float) -> bool:
         """Closes the connections; the main process, which may hold the store, goes last, and before that is waited for.
 
         A launcher ends all processes as soon as one has failed, so that nobody may go before the run is saved.
+
+        Returns:
+            Whether the main process has come to its end, as far as can be told.
         """
         for number in (signal.SIGTERM, signal.SIGINT):  # of a launcher, which would change the exit code
             signal.signal(number, signal.SIG_IGN)
@@ -167,10 +171,12 @@ class Processes:
                 deadline = time.monotonic() + _NOTE_SECONDS
                 while self._store.add(_LEFT, 0) < self.count - 1 and time.monotonic() < deadline:
                     time.sleep(0.05)
-                return
-            while not self._store.check([_DONE]) and time.monotonic() < deadline:
+                return True
+            while not (done := self._store.check([_DONE])) and time.monotonic() < deadline:
                 time.sleep(0.05)
             self._store.add(_LEFT, 1)
+            return bool(done)
+        return True  # the store went with the main process
 
 
 def _code_of(error: BaseException) -> int | None:
