@@ -122,6 +122,11 @@ def test_precision(llama: Path) -> None:
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(("written", "used"), [({}, "sdpa"), ({"attn_implementation": "eager"}, "eager")])
+def test_attention_is_sdpa_unless_another_is_written(written: dict[str, Any], used: str, llama: Path) -> None:
+    assert load(llama, **written).model.config._attn_implementation == used
+
+
 def test_new_head_and_adapter_come_from_the_seed_alone(llama: Path) -> None:
     def fresh(seed: int) -> dict[str, torch.Tensor]:
         torch.rand(seed)  # moves the global state
