@@ -164,6 +164,7 @@ class Processes:
             signal.signal(number, signal.SIG_IGN)
         with suppress(RuntimeError):
             dist.destroy_process_group()
+        del self._host  # its connections close with the last reference, and only then the others know
         deadline = time.monotonic() + patience
         with suppress(RuntimeError):
             if self.is_main:
