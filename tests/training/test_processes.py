@@ -32,7 +32,7 @@ class Second(Processes):
     """One of two, which are not connected."""
 
     def __init__(self, store: Any) -> None:
-        self.rank, self.count, self._store = 1, 2, store
+        self.rank, self.count, self._store, self._host = 1, 2, store, None
 
 
 @pytest.mark.parametrize(("done", "raised"), [(True, SystemExit), (None, SystemExit), (False, DataError)])
