@@ -100,11 +100,10 @@ def build_run(
         StopRequested: while the data was read.
     """
     changes: list[str] = []
-    base = base_fingerprint(config.model)
     if checkpoint is not None:
         changes = meaning_changes(checkpoint.facts["config"], config.model_dump(mode="json"))
         check_settings(checkpoint, changes, allow=allow_changes)
-        changes += check_base(checkpoint, base, allow=allow_changes)
+        changes += check_base(checkpoint, base_fingerprint(config.model), allow=allow_changes)
         tell_version(checkpoint, __version__)
     parts = build_parts(
         config,
@@ -114,6 +113,7 @@ def build_run(
     )
     loaded, runtime, source, held_out = parts.loaded, parts.runtime, parts.source, parts.held_out
     objective, parameters, directions = parts.objective, parts.parameters, parts.directions
+    base = base_fingerprint(config.model)  # now that the model is known to be readable
     evaluation = None if held_out is None else held_out.fingerprint
     check_alike(runtime, {"model.path": base, "data.train": source.fingerprint, "data.evaluation": evaluation})
     alone_asks = surroundings.stop_requested
