@@ -54,16 +54,24 @@ class Half(LocalRuntime):
         return found
 
 
-def saved_by_both(root: Path, **changes: Any) -> list[BaseException | None]:
+class Replica(Half):
+    """One of two processes that both hold the whole."""
+
+    @property
+    def share(self) -> tuple[int, int]:
+        return 0, 1
+
+
+def saved_by_both(root: Path, kind: type[Half] = Half, **changes: Any) -> list[BaseException | None]:
     """What each of the two says."""
-    pair = Pair()
+    pair, processes = Pair(), kind(0, Pair()).share[1]
 
     def save(write_others: Callable[[Path], None]) -> None:
         arguments: dict[str, Any] = {"save_model": lambda folder: None, "facts": {}, "keep": 1, **changes}
-        save_checkpoint(root, step=2, owners=OWNERS[0], write_others=write_others, processes=2, **arguments)
+        save_checkpoint(root, step=2, owners=OWNERS[0], write_others=write_others, processes=processes, **arguments)
 
     with ThreadPoolExecutor(2) as pool:
-        halves = [pool.submit(save_together, Half(rank, pair), OWNERS[rank], save) for rank in range(2)]
+        halves = [pool.submit(save_together, kind(rank, pair), OWNERS[rank], save) for rank in range(2)]
         return [half.exception(timeout=30) for half in halves]
 
 
@@ -87,8 +95,16 @@ def test_a_part_that_cannot_be_written_fails_the_checkpoint_of_both(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_that_cannot_begin_ends_the_wait_of_the_other(tmp_path: Path) -> None:
-    first, second = saved_by_both(tmp_path, model_bytes=10**18)
+def test_of_replicas_one_writes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(shared_saving, "write_parts")
+    assert saved_by_both(tmp_path, Replica) == [None, None]
+    assert open_checkpoint(tmp_path / "step-00000002").step == 2
+
+
+@pytest.mark.parametrize("kind", [Half, Replica])
+def test_a_checkpoint_that_cannot_begin_fails_for_both(kind: type[Half], tmp_path: Path) -> None:
+    """Otherwise the main process alone would try again, with `checkpoint.on_error: continue`."""
+    first, second = saved_by_both(tmp_path, kind, model_bytes=10**18)
     assert isinstance(first, SaveError)
     assert isinstance(second, SaveError)
     assert "are missing" in str(first)

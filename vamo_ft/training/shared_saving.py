@@ -1,4 +1,4 @@
-"""Checkpoints of runs in which every process holds a part of the state."""
+"""Checkpoints of several processes, which all know whether one was saved."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +15,10 @@ WriteOthers = Callable[[Path], None]
 
 
 def save_together(runtime: Runtime, owners: Mapping[str, StateDict], save: Callable[[WriteOthers], object]) -> None:
-    """One checkpoint of all processes: the main one saves, and at its call the others add their parts.
+    """One checkpoint of all processes: the main one saves, and at its call the others add the parts that they hold.
 
-    Collective where they hold parts; else the others have nothing to do.
+    Collective. Where all hold the same the others only wait for the outcome: one that takes a checkpoint for saved that
+    is not would be out of step at the next try.
 
     Args:
         owners: name -> state tree.
@@ -26,10 +27,7 @@ def save_together(runtime: Runtime, owners: Mapping[str, StateDict], save: Calla
     Raises:
         SaveError: the same in all processes.
     """
-    if runtime.share[1] == 1:
-        if runtime.is_main:
-            save(lambda folder: None)
-    elif runtime.is_main:
+    if runtime.is_main:
         _lead(runtime, save)
     else:
         _follow(runtime, owners)
@@ -40,6 +38,8 @@ def _lead(runtime: Runtime, save: Callable[[WriteOthers], object]) -> None:
 
     def write_others(folder: Path) -> None:
         nonlocal called
+        if runtime.share[1] == 1:
+            return
         called = True
         runtime.agreed(str(folder.absolute()))
         if runtime.any(False):
