@@ -22,10 +22,16 @@ def write_command(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
+def srun(*, tasks: int, task: int = 0, place: int = 0) -> str:
+    """That ends all tasks a minute after the first one did."""
+    numbers = f"SLURM_STEP_NUM_TASKS={tasks} SLURM_PROCID={task} SLURM_LOCALID={place}"
+    return f'[[ $1 == --wait=60 ]] || exit 9\nshift\nexport {numbers}\nexec "$@"'
+
+
 @pytest.fixture
 def batch_job(tmp_path: Path) -> Path:
     """A folder with an `srun` that runs what it is given and an `scontrol` that notes what it is to queue again."""
-    write_command(tmp_path, "srun", 'export SLURM_PROCID=0 SLURM_LOCALID=0; exec "$@"')
+    write_command(tmp_path, "srun", srun(tasks=1))
     write_command(
         tmp_path,
         "scontrol",
@@ -34,12 +40,12 @@ def batch_job(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def started_job(folder: Path, **variables: str) -> "subprocess.Popen[str]":
+def started_job(folder: Path) -> "subprocess.Popen[str]":
     own = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "10017", "SLURM_JOB_NODELIST": "n[4-5]"}
     return subprocess.Popen(
         ["bash", str(CLOUD / "slurm.sbatch"), "config.yaml", "--set", "training.steps=9"],
         cwd=folder,
-        env={**os.environ, **own, **variables},
+        env={**os.environ, **own},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -64,14 +70,14 @@ def test_a_batch_job_hands_the_signal_on_and_queues_itself_again(batch_job: Path
     assert (batch_job / "requeued").read_text() == "requeue 10017\n"
 
 
-@pytest.mark.parametrize(("tasks", "said"), [({}, "1"), ({"SLURM_NTASKS": "4"}, "4")])
-def test_every_task_of_a_batch_job_is_one_process_of_the_run(tasks: dict[str, str], said: str, batch_job: Path) -> None:
-    """Which knows the others as a launcher would tell it."""
-    write_command(batch_job, "srun", 'export SLURM_PROCID=3 SLURM_LOCALID=1; exec "$@"')
+@pytest.mark.parametrize(("tasks", "said"), [(1, "  "), (4, "4 3 1")])
+def test_every_task_of_a_batch_job_is_one_process_of_the_run(tasks: int, said: str, batch_job: Path) -> None:
+    """Which knows the others as a launcher would tell it, and connects to nobody where it is alone."""
+    write_command(batch_job, "srun", srun(tasks=tasks, task=3, place=1))
     write_command(batch_job, "vamo-ft", 'echo "$WORLD_SIZE $RANK $LOCAL_RANK $MASTER_ADDR $MASTER_PORT $*"; exit 75')
-    with started_job(batch_job, **tasks) as job:
+    with started_job(batch_job) as job:
         assert job.stdout is not None
-        assert job.stdout.read() == f"{said} 3 1 n4 20017 train config.yaml --set training.steps=9\n"
+        assert job.stdout.read() == f"{said} n4 20017 train config.yaml --set training.steps=9\n"
     assert job.returncode == 75
     assert (batch_job / "requeued").read_text() == "requeue 10017\n"
 
