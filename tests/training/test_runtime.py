@@ -3,8 +3,10 @@
 import logging
 
 import pytest
+import torch.distributed as dist
 
 from vamo_ft.core.errors import UsageError
+from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.training.runtime import build_runtime, connected
 
 SETTINGS = [
@@ -44,3 +46,14 @@ def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         "accelerate launch is told to use DeepSpeed, which is not supported; start with --multi_gpu, and share a "
         "large model out with training.fsdp: true"
     )
+
+
+def test_one_process_connects_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a launcher, or a batch system, gave it a number."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with connected() as processes:
+        assert processes is None
+        assert isinstance(build_runtime(autocast=None), LocalRuntime)
+    assert not dist.is_initialized()

@@ -116,12 +116,11 @@ def build_runtime(*, autocast: torch.dtype | None, fsdp: bool = False) -> Runtim
     processes = _connected.get()
     if processes is None:
         refuse_launchers()
-    state = PartialState()
-    if state.is_main_process:
+    if processes is None or processes.is_main:
         _warn_of_what_is_not_read(fsdp=fsdp)
-    local = LocalRuntime(state.device if state.device.type == "cuda" else "cpu", autocast=autocast)
-    if processes is None:
-        return local
+    if processes is None:  # accelerate would connect one process with itself where a launcher numbered it
+        return LocalRuntime("cuda" if torch.cuda.is_available() else "cpu", autocast=autocast)
+    local = LocalRuntime(PartialState().device, autocast=autocast)
     return ShardedRuntime(processes, local) if fsdp else AcceleratedRuntime(processes, local)
 
 
