@@ -120,7 +120,8 @@ def build_runtime(*, autocast: torch.dtype | None, fsdp: bool = False) -> Runtim
         _warn_of_what_is_not_read(fsdp=fsdp)
     if processes is None:  # accelerate would connect one process with itself where a launcher numbered it
         return LocalRuntime("cuda" if torch.cuda.is_available() else "cpu", autocast=autocast)
-    local = LocalRuntime(PartialState().device, autocast=autocast)
+    device = PartialState().device  # on the CPU with the process's number, which tensors there do not have
+    local = LocalRuntime(device if device.type == "cuda" else "cpu", autocast=autocast)
     return ShardedRuntime(processes, local) if fsdp else AcceleratedRuntime(processes, local)
 
 
