@@ -77,7 +77,9 @@ def test_outlines_hold_what_the_first_of_two_processes_does(
         )
         assert outlines.weights == first["weights"] >= second["weights"]
         assert parameters.num_held == first["elements"] >= second["elements"]
-        few = 512  # bytes of the losses of a step, which have places for the other process's too
+        # Bytes of a step's losses, which have places for the other process's too, and of small parts on their way: when
+        # gloo lets go of those depends on the machine. A layer has 37,120.
+        few = 2048
         for passes, key in ((1, "one pass"), (2, "two passes")):
             assert outlines.training([batch] * passes).total == pytest.approx(first[key], abs=few)
             assert first[key] >= second[key] - few

@@ -40,12 +40,13 @@ def shares_of(config: RunConfig, parts: Parts, *, micro_batch_size: int) -> Shar
     groups = source.groups(
         range(source.num_samples), token_budget=1 if isinstance(config.method, VamoLiteralConfig) else budget
     )
-    batches = [] if held_out is None else held_out.groups(token_budget=budget)
-    length = source.length if held_out is None else held_out.data.input_length
+    evaluated = []
+    if held_out is not None:
+        evaluated = [sum(map(held_out.data.input_length, batch)) for batch in held_out.groups(token_budget=budget)]
     return Shares(
         step=_share(runtime, micro_batches),
         snapshot=_share(runtime, [sum(map(source.length, group)) for group in groups]),
-        evaluation=_share(runtime, [sum(map(length, batch)) for batch in batches]),
+        evaluation=_share(runtime, evaluated),
     )
 
 
