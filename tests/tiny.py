@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
+    BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -114,6 +116,23 @@ def save_model_folder(directory: Path, model: PreTrainedModel) -> Path:
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
+
+
+def save_in_four_bits(
+    directory: Path, base: Path, *, kind: str = "nf4", double: bool = True, skipped: Sequence[str] | None = None
+) -> Path:
+    """The model of a folder as transformers and bitsandbytes store it in 4 bits; `skipped` as they take it."""
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=None if skipped is None else list(skipped),
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, quantization_config=settings, device_map={"": "cpu"}
+    )
+    return save_model_folder(directory, model)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

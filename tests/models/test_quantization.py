@@ -1,6 +1,5 @@
 """Quantised bases: bitsandbytes' matrices of 4 bits, on the CPU."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from tests.tiny import save_model_folder, tiny_bert_classifier, tiny_llama
 from vamo_ft.config.model import AdapterConfig, ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models import loading
-from vamo_ft.models.four_bits import check_outline, four_bit_bytes, four_bit_matrices, four_bits
-from vamo_ft.models.loading import load_model, load_outline
+from vamo_ft.models.four_bits import check_outline, four_bit_bytes, four_bits
+from vamo_ft.models.loading import LoadedModel, load_model, load_outline
 
 NF4 = (
     *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105004, 0.0),
@@ -51,11 +50,10 @@ def quantised(model: nn.Module) -> dict[str, Any]:
     return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): m for name, m in modules.items()}
 
 
-def planned(outline: nn.Module) -> set[str]:
+def planned(outline: LoadedModel) -> set[str]:
     """The same names, of those that are counted before anything is loaded."""
-    matrices = {id(matrix) for matrix in four_bit_matrices(outline)}
-    names = {name.removeprefix("base_model.model.") for name, p in outline.named_parameters() if id(p) in matrices}
-    return {name.removesuffix(".weight").removesuffix(".base_layer") for name in names}
+    assert outline.four_bits is not None
+    return {*outline.four_bits.matrices}
 
 
 @pytest.mark.parametrize(("kind", "code"), [("nf4", NF4), ("fp4", FP4)])
@@ -77,7 +75,7 @@ def test_the_loss_is_that_of_matrices_rounded_to_the_code(base: Path, kind: str,
 def test_matrices_and_bytes_are_those_that_are_planned(base: Path, double_quant: bool) -> None:
     config = configured(base, double_quant=double_quant)
     found = quantised(load_model(config, offline=True, seed=1).model)
-    assert planned(load_outline(config, offline=True).model) == found.keys()
+    assert planned(load_outline(config, offline=True)) == found.keys()
     assert len(found) == 7 * 2
     for module in found.values():
         state = module.weight.quant_state
@@ -93,7 +91,7 @@ def test_a_classifier_head_with_a_bias_is_trained_as_it_is(tmp_path: Path, head:
     adapter = AdapterConfig(type="lora", target_modules=["query"])
     config = configured(saved, "float32").model_copy(update={"task": "sequence_classification", "adapter": adapter})
     loaded = load_model(config, offline=True, seed=1, num_labels=2).model
-    outline = load_outline(config, offline=True, num_labels=2, modules_to_save=["classifier"]).model
+    outline = load_outline(config, offline=True, num_labels=2, modules_to_save=["classifier"])
     assert quantised(loaded).keys() == planned(outline)
     assert len(planned(outline)) == 6 * 2
     trained = {name for name, p in loaded.named_parameters() if p.requires_grad and "lora_" not in name}
@@ -111,7 +109,7 @@ def test_layers_that_an_adapter_trains_in_full_are_not_quantised(base: Path) -> 
     )
     config = configured(base).model_copy(update={"adapter": adapter})
     loaded = load_model(config, offline=True, seed=1).model
-    assert quantised(loaded).keys() == planned(load_outline(config, offline=True).model)
+    assert quantised(loaded).keys() == planned(load_outline(config, offline=True))
     assert len(quantised(loaded)) == 4 * 2 - 1
     loaded(input_ids=IDS, labels=IDS).loss.backward()
     in_full = {name: p for name, p in loaded.named_parameters() if "modules_to_save" in name}
@@ -127,31 +125,30 @@ def test_weights_in_four_bits_count_one_by_one(base: Path) -> None:
     assert loaded.numel == plain.numel == sum(p.numel() for p in plain.model.parameters())
 
 
-def test_a_model_that_is_quantised_already_is_refused(base: Path) -> None:
-    """Its own settings would win over those of the configuration, and without an adapter it could not be saved."""
-    path = base / "config.json"
-    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
-    said = (
-        r"^model\.path: .*base: its weights are quantised already \(quantization_config in config\.json: bitsandbytes\)"
-        r"; write the model that they were made from, and model\.quantization with an adapter for weights of 4 bits$"
-    )
-    for config in (configured(base), ModelConfig(path=str(base))):
-        for load in (load_outline, lambda config, offline: load_model(config, offline=offline, seed=1)):
-            with pytest.raises(DataError, match=said):
-                load(config, offline=True)
-
-
-def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_stack_of_layers_is_quantised_around_its_head(tmp_path: Path) -> None:
+    """A list of one layer is no stack: nothing tells it from other lists."""
     model = tiny_llama(hidden=64)
     model.config.num_hidden_layers = 1
     del model.model.layers[1]
     single = save_model_folder(tmp_path / "single", model)
-    said = r"^model\.quantization: .*single: the model has no stack of layers with matrices to quantise; leave it out$"
-    with pytest.raises(DataError, match=said):
-        load_model(configured(single), offline=True, seed=1)
-    with pytest.raises(DataError, match=said):
-        check_outline(load_outline(configured(single), offline=True).model, path="single", on_cpu=False)
+    loaded = load_model(configured(single), offline=True, seed=1).model
+    assert quantised(loaded).keys() == planned(load_outline(configured(single), offline=True))
+    assert {name.partition(".layers.0.")[0] for name in quantised(loaded)} == {"model"}
+    assert len(quantised(loaded)) == 7
+    loaded(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for p in loaded.parameters() if p.requires_grad)
+
+
+def test_a_model_without_matrices_is_refused(base: Path) -> None:
+    adapter = AdapterConfig(type="lora", target_modules=["embed_tokens"], modules_to_save=["self_attn", "mlp"])
+    config = configured(base).model_copy(update={"adapter": adapter})
+    held = load_outline(config, offline=True).four_bits
+    assert held is not None
+    said = r"^model\.quantization: {}: the model has no matrices to quantise; leave it out$"
+    with pytest.raises(DataError, match=said.format("here")):
+        check_outline(held, path="here", on_cpu=False)
+    with pytest.raises(DataError, match=said.format(".*base")):
+        load_model(config, offline=True, seed=1)
 
 
 def test_what_is_not_quantised_has_the_configured_precision(base: Path) -> None:
@@ -187,10 +184,10 @@ def test_an_evaluation_changes_no_gradient(base: Path) -> None:
 def test_weights_are_quantised_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     config = QuantizationConfig(bits=4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert four_bits(config, compute_dtype=torch.bfloat16, kept=[])["device_map"] == {"": "cpu"}
+    assert four_bits(config, kept=[])["device_map"] == {"": "cpu"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    assert four_bits(config, compute_dtype=torch.bfloat16, kept=[])["device_map"] == {"": 3}
+    assert four_bits(config, kept=[])["device_map"] == {"": 3}
 
 
 def test_a_matrix_that_the_cpu_would_misread_is_refused(tmp_path: Path) -> None:
@@ -198,11 +195,12 @@ def test_a_matrix_that_the_cpu_would_misread_is_refused(tmp_path: Path) -> None:
     narrow = save_model_folder(tmp_path / "narrow", tiny_llama())
     said = (
         r"^model\.quantization: .*narrow: model\.layers\.0\.self_attn\.q_proj has rows of 32 weights, and on the CPU "
-        r"they must be multiples of 64; leave it out, or run on CUDA$"
+        r"they must be multiples of 64; take weights that are not quantised, or run on CUDA$"
     )
     with pytest.raises(DataError, match=said):
         load_model(configured(narrow), offline=True, seed=1)
-    outline = load_outline(configured(narrow), offline=True).model
+    outline = load_outline(configured(narrow), offline=True).four_bits
+    assert outline is not None
     with pytest.raises(DataError, match=said):
         check_outline(outline, path="narrow", on_cpu=True)
     check_outline(outline, path="narrow", on_cpu=False)

@@ -10,6 +10,7 @@ from vamo_ft.assemble.card import build_card
 from vamo_ft.assemble.model import load_whole_model
 from vamo_ft.assemble.seedlog import replay_seed_log
 from vamo_ft.config.schema import RunConfig
+from vamo_ft.core.errors import DataError
 from vamo_ft.core.protocols import Progress
 from vamo_ft.models.card import write_model_card
 from vamo_ft.models.export import Dtype, save_model, shard_bytes
@@ -85,7 +86,7 @@ def rebuild_model(
     loaded, num_steps = replay_seed_log(config, seed_log, base=base, steps=steps, progress=progress)
     model = config.model.model_copy(update={"path": base})
     config = config.model_copy(update={"model": model})
-    if merge and model.quantization is not None:
+    if merge and loaded.four_bits is not None:
         with TemporaryDirectory() as folder:
             save_model(loaded.model, loaded.tokenizer, Path(folder))
             loaded = _load_to_merge(config, weights=Path(folder))
@@ -97,7 +98,13 @@ def _load_to_merge(config: RunConfig, *, weights: Path) -> LoadedModel:
     if config.model.quantization is not None:
         _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
     whole = config.model.model_copy(update={"quantization": None})
-    return load_whole_model(config.model_copy(update={"model": whole}), weights=weights)
+    loaded = load_whole_model(config.model_copy(update={"model": whole}), weights=weights)
+    if loaded.four_bits is not None:
+        raise DataError(
+            f"--merge: {config.model.path} is stored in 4 bits, and has no weights to merge into; export the adapter "
+            "without --merge"
+        )
+    return loaded
 
 
 def _save(

@@ -45,7 +45,7 @@ def build_answerer(
         UsageError: from the function: the model has no positions for prompt and answer.
     """
     loaded = load_model(config, offline=offline, seed=seed, weights=weights)
-    if config.quantization is None:
+    if loaded.four_bits is None:
         loaded.model.to(build_runtime(autocast=None).device)
     loaded.model.eval()
     tokenizer = loaded.tokenizer

@@ -21,7 +21,6 @@ from vamo_ft.config.method import (
     VamoLiteralConfig,
     ZoSvrgConfig,
 )
-from vamo_ft.config.model import QuantizationConfig
 from vamo_ft.config.optimizer import BITSANDBYTES, RULES
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
@@ -32,13 +31,14 @@ from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.models.export import saved_sizes
-from vamo_ft.models.four_bits import four_bit_bytes, four_bit_matrices
+from vamo_ft.models.four_bits import FourBits, four_bit_bytes
 from vamo_ft.optim.carriers import Carriers
 
 __all__ = ["MemoryPlan", "MemoryPlanner", "Phase"]
 
 _STEPS = 10_000  # whose batches are looked at for the largest one
 _FULL_GRADIENT = 4  # bytes of an element, of svrg and vamo_literal
+_WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of an element
 _ROWWISE = ("full", "block")  # structures that can displace a head row by row
 _TEMPORARIES = {"adamw": 2, "adagrad": 1, "sgd": 1, "sign_sgd": 1}
 """Optimizer -> tensors of a parameter's size that torch's rule forms beside its state, and beside the last one of the
@@ -127,7 +127,7 @@ class MemoryPlanner:
         if config.training.stream_layers:
             resident = resident_parameters(config, parts.loaded)
             self._streamed = streamed_parameters(parts.loaded.model, resident=resident)
-        self._quantized = 0 if config.model.quantization is None else _saved(parts, config.model.quantization)
+        self._quantized = 0 if parts.loaded.four_bits is None else _saved(parts.loaded.four_bits, config.model.dtype)
         self._outlines = Outlines(config, parts)
         self._training: dict[int, Peak] = {}
         self._probes: dict[tuple[str, object], Peak] = {}
@@ -327,13 +327,12 @@ def _most_lent(sizes: Sequence[int]) -> int:
     return max(before + size for before, size in zip([0, *sizes], sizes, strict=False))
 
 
-def _saved(parts: Parts, quantization: QuantizationConfig) -> int:
+def _saved(held: FourBits, dtype: str) -> int:
     """Bytes that matrices in 4 bits take less than in `model.dtype`."""
-    matrices = four_bit_matrices(parts.loaded.model)
-    held = sum(four_bit_bytes(matrix.numel(), double_quant=quantization.double_quant) for matrix in matrices)
-    width = 4 if quantization.compute_dtype == "float32" else 2
-    present = width * max((matrix.numel() for matrix in matrices), default=0)
-    return sum(matrix.nbytes for matrix in matrices) - held - present
+    sizes = [rows * columns for rows, columns in held.matrices.values()]
+    quantised = sum(four_bit_bytes(size, double_quant=held.config.double_quant) for size in sizes)
+    present = _WIDTHS[held.config.compute_dtype] * max(sizes, default=0)
+    return _WIDTHS[dtype] * sum(sizes) - quantised - present
 
 
 def _both(first: Peak, second: Peak) -> Peak:

@@ -1,11 +1,13 @@
 """From the `model` section to the model on its device."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from vamo_ft.assemble.stored import as_stored
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Runtime
@@ -18,6 +20,8 @@ from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.training.runtime import build_runtime
 
 __all__ = ["build_run_runtime", "load_run_model", "load_whole_model", "resident_parameters"]
+
+_log = logging.getLogger("vamo_ft")
 
 _SMALLER = (
     "take model.dtype: bfloat16, model.quantization with an adapter, training.stream_layers with method.name: mezo, or "
@@ -34,7 +38,7 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         weights: a saved `model/` folder that replaces its values.
 
     Raises:
-        DataError: the model is not what the configuration says.
+        DataError: the model is not what the configuration says, or is quantised and the run cannot be.
         UsageError: it has no layers that could be streamed.
         DeviceMemoryError: the device is too small for it.
     """
@@ -54,13 +58,16 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
             weights=weights,
             modules_to_save=runtime.agreed(None),
         )
+    config = as_stored(config, loaded.four_bits)
+    if loaded.four_bits is not None and loaded.four_bits.stored:
+        _log.info("%s is stored in 4 bits: %s", config.model.path, loaded.four_bits)
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
     with memory_explained("bringing the model to the device", remedy=_SMALLER):
         if config.training.stream_layers:
             resident = resident_parameters(config, loaded)
             return replace(loaded, stream=LayerStream(loaded.model, runtime.device, resident=resident))
-        if config.model.quantization is None:  # else it is there already, and does not move
+        if loaded.four_bits is None:  # else it is there already, and does not move
             runtime.place(loaded.root)
     return loaded
 

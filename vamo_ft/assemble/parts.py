@@ -13,6 +13,7 @@ from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.method import check_optimizer
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
+from vamo_ft.assemble.stored import as_stored
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, UsageError
@@ -96,6 +97,7 @@ def build_outline(config: RunConfig, *, use_cache: bool = True, processes: Proce
         offline=config.run.offline,
         num_labels=len(config.data.format.classes) if config.model.task == "sequence_classification" else None,
     )
+    config = as_stored(config, loaded.four_bits)
     if config.data.chat_template is not None:
         set_chat_template(loaded.tokenizer, config.data.chat_template)
     runtime: Runtime

@@ -12,6 +12,7 @@ from vamo_ft.assemble.pilot import Pilot, pilot_of, run_pilot
 from vamo_ft.assemble.shares import Shares, shares_of
 from vamo_ft.assemble.space import offloaded_bytes, optimizer_bytes, snapshot_bytes
 from vamo_ft.assemble.stand_in import stand_in
+from vamo_ft.assemble.stored import as_stored, why_not_stored
 from vamo_ft.assemble.surroundings import Surroundings, checkpoint_may_be_due, due, run_length
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.optimizer import PAGED
@@ -20,7 +21,7 @@ from vamo_ft.core.errors import UsageError
 from vamo_ft.core.protocols import Progress
 from vamo_ft.core.types import Work
 from vamo_ft.models.export import saved_bytes
-from vamo_ft.models.four_bits import check_outline
+from vamo_ft.models.four_bits import FourBits, check_outline
 from vamo_ft.training.disk import free_bytes, write_rate
 from vamo_ft.training.pretended import pretended
 from vamo_ft.training.space import SMALL_FILES
@@ -94,6 +95,8 @@ class Plan:
     """What is shown.
 
     Attributes:
+        config: the file's, with `model.quantization` where the base is stored so.
+        stored: how the base's files hold it in 4 bits; None: they do not.
         configured: the file's own method.
         others: methods beside it.
         refused: method -> why it does not go with this configuration.
@@ -110,6 +113,8 @@ class Plan:
         offloadable: bytes on the device that a snapshot could keep in host memory.
     """
 
+    config: RunConfig
+    stored: FourBits | None
     configured: MethodPlan
     others: tuple[MethodPlan, ...]
     refused: Mapping[str, str]
@@ -169,8 +174,12 @@ def build_plan(
     surroundings = Surroundings(progress=progress, stop_requested=lambda: False)
     with pretended(processes) as together:
         parts = build_outline(config, use_cache=use_cache, processes=together)
-        if config.model.quantization is not None:
-            check_outline(parts.loaded.model, path=config.model.path, on_cpu=device.type == "cpu")
+        if (held := parts.loaded.four_bits) is not None:
+            check_outline(held, path=config.model.path, on_cpu=device.type == "cpu")
+            config = as_stored(config, held)
+            reasons = {name: why_not_stored(each, held) for name, each in others.items()}
+            refused = {**refused, **{name: why.partition(";")[0] for name, why in reasons.items() if why is not None}}
+            others = {name: as_stored(each, held) for name, each in others.items() if reasons[name] is None}
         planner = MemoryPlanner(config, parts, device_type=device.type)
         source = parts.source
         share = parts.runtime.evenly(source.batch_size, at_most=source.batch_size)
@@ -209,6 +218,8 @@ def build_plan(
     lengths = sorted(source.length(index) for index in range(source.num_samples))
     snapshot = snapshot_bytes(config, parts.parameters, num_samples=0, whole=False)
     return Plan(
+        config=config,
+        stored=held if held is not None and held.stored else None,
         configured=configured,
         others=beside,
         refused=refused,

@@ -68,6 +68,7 @@ def plan(
     console = Console()
     if not console.is_terminal or console.width > _WIDTH:
         console = Console(width=_WIDTH)
+    config = found.config
     for line in _heading(found, config):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(_memory_table(found.configured))
@@ -76,7 +77,7 @@ def plan(
     if found.others:
         console.print()
         console.print(_methods_table(found))
-    for name, reason in refused.items():
+    for name, reason in found.refused.items():
         console.print(f"{name}: {reason}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -90,6 +91,8 @@ def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
         f"{config.run.name}: {method.name} with {method.optimizer}, {method.work.steps:,} steps of "
         f"{config.training.batch_size} samples in micro-batches of {found.micro_batch_size}"
     )
+    if found.stored is not None:
+        yield f"{config.model.path} is stored in 4 bits: {found.stored}"
     yield f"samples take {shortest:,} to {longest:,} tokens, half of them at most {median:,}"
     if found.processes > 1:
         yield from _shared(found, config)

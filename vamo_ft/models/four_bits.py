@@ -1,25 +1,60 @@
-"""A base whose matrices bitsandbytes holds in 4 bits: how it is loaded, which they are, what memory they take."""
+"""A base whose matrices bitsandbytes holds in 4 bits: which they are, how it is loaded, what memory they take."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from vamo_ft.config.model import QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.stack import layer_stacks
 
-__all__ = ["check_four_bits", "check_outline", "four_bit_bytes", "four_bit_matrices", "four_bits", "kept_whole"]
+__all__ = ["FourBits", "check_four_bits", "check_outline", "four_bit_bytes", "four_bits", "kept_whole", "on_device"]
 
 _BLOCK = 64  # weights with one scale
 _SCALES = 256  # scales with one of their own
-_IN_FULL = {"original_module", "modules_to_save"}  # in peft's names of layers that it trains in full
 
 
-def four_bits(config: QuantizationConfig, *, compute_dtype: torch.dtype, kept: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class FourBits:
+    """How a base is held in 4 bits.
+
+    Attributes:
+        config: code, scales, and precision of the products.
+        kept: names of the modules that are not quantised, as transformers takes them: beginnings or ends of names.
+        stored: whether its files hold it so; else it is quantised on the way to the device.
+        matrices: rows and columns of those that are held so, as `nn.Linear` has them, by the names of their modules.
+    """
+
+    config: QuantizationConfig
+    kept: Sequence[str]
+    stored: bool
+    matrices: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, config: QuantizationConfig, *, kept: Sequence[str], stored: bool = False
+    ) -> "FourBits":
+        """Of a model without an adapter, as it is without quantisation; outlines will do."""
+        kept = sorted({*kept, *(model._keep_in_fp32_modules or ())})  # transformers adds these itself
+        matrices: dict[str, tuple[int, int]] = {}
+        for name, module in model.named_modules():
+            if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, kept):
+                first, second = module.weight.shape
+                matrices[name] = (second, first) if isinstance(module, Conv1D) else (first, second)
+        return cls(config, kept, stored, matrices)
+
+    def __str__(self) -> str:
+        scales = "quantised scales" if self.config.double_quant else "float32 scales"
+        return f"{self.config.type} with {scales}, products in {self.config.compute_dtype}"
+
+
+def four_bits(config: QuantizationConfig, *, kept: Sequence[str]) -> dict[str, Any]:
     """Arguments of `from_pretrained`; weights are quantised on their way to the device.
 
     Args:
@@ -31,21 +66,29 @@ def four_bits(config: QuantizationConfig, *, compute_dtype: torch.dtype, kept: S
             load_in_4bit=True,
             bnb_4bit_quant_type=config.type,
             bnb_4bit_use_double_quant=config.double_quant,
-            bnb_4bit_compute_dtype=compute_dtype,
+            bnb_4bit_compute_dtype=config.compute_dtype,
             llm_int8_skip_modules=list(kept),
         ),
-        "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
+        **on_device(),
     }
 
 
-def kept_whole(model: nn.Module, *, in_full: Iterable[str]) -> list[str]:
+def on_device() -> dict[str, Any]:
+    """Arguments of `from_pretrained` that put all on the device of the run, from which 4 bits do not move."""
+    return {"device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}}
+
+
+def kept_whole(model: PreTrainedModel, *, in_full: Iterable[str]) -> list[str]:
     """Names of the modules whose matrices are not quantised: all around the layers, and what an adapter trains in full.
+
+    In a model without a stack of layers all of its base counts as one, without what gives the logits.
 
     Args:
         model: as it is without quantisation; outlines will do.
         in_full: the adapter's `modules_to_save`.
     """
-    inside = {id(part) for stack in layer_stacks(model) for layer in stack for part in layer.modules()}
+    layers: Iterable[nn.Module] = [layer for stack in layer_stacks(model) for layer in stack] or [model.base_model]
+    inside = {id(part) for layer in layers for part in layer.modules()} - {id(model.get_output_embeddings())}
     return [
         name
         for name, module in model.named_modules()
@@ -70,8 +113,8 @@ def check_four_bits(model: nn.Module, *, path: str) -> None:
     _check_rows({name: module.in_features for name, module in quantised}, path=path, on_cpu=on_cpu)
 
 
-def check_outline(model: nn.Module, *, path: str, on_cpu: bool) -> None:
-    """The same of a model that is not quantised yet.
+def check_outline(held: FourBits, *, path: str, on_cpu: bool) -> None:
+    """The same of a model that is not loaded yet.
 
     Args:
         on_cpu: whether it is to run there.
@@ -79,45 +122,22 @@ def check_outline(model: nn.Module, *, path: str, on_cpu: bool) -> None:
     Raises:
         DataError: as `check_four_bits`.
     """
-    matrices = {id(matrix) for matrix in four_bit_matrices(model)}
-    rows = {
-        name.removeprefix("base_model.model.").removesuffix(".base_layer"): module.weight.shape[
-            0 if isinstance(module, Conv1D) else 1
-        ]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in matrices
-    }
-    _check_rows(rows, path=path, on_cpu=on_cpu)
+    _check_rows({name: columns for name, (_, columns) in held.matrices.items()}, path=path, on_cpu=on_cpu)
 
 
 def _check_rows(rows: Mapping[str, int], *, path: str, on_cpu: bool) -> None:
     if not rows:
-        raise DataError(
-            f"model.quantization: {path}: the model has no stack of layers with matrices to quantise; leave it out"
-        )
+        raise DataError(f"model.quantization: {path}: the model has no matrices to quantise; leave it out")
     for name, length in rows.items():
         if on_cpu and length % _BLOCK:
             raise DataError(
                 f"model.quantization: {path}: {name} has rows of {length} weights, and on the CPU they must be "
-                f"multiples of {_BLOCK}; leave it out, or run on CUDA"
+                f"multiples of {_BLOCK}; take weights that are not quantised, or run on CUDA"
             )
 
 
 def _holds_four_bits(module: nn.Module) -> bool:
     return getattr(getattr(module, "weight", None), "quant_state", None) is not None
-
-
-def four_bit_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The frozen matrices of the layers, without those of `kept_whole`, of a model that is not quantised."""
-    modules = [
-        module
-        for stack in layer_stacks(model)
-        for layer in stack
-        for name, module in layer.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and _IN_FULL.isdisjoint(name.split("."))
-    ]
-    weights = [module.weight for module in modules]
-    return [weight for weight in weights if not weight.requires_grad]
 
 
 def four_bit_bytes(numel: int, *, double_quant: bool) -> int:

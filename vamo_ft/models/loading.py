@@ -35,7 +35,8 @@ from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
-from vamo_ft.models.four_bits import check_four_bits, four_bits, kept_whole
+from vamo_ft.models.four_bits import FourBits, check_four_bits, four_bits, kept_whole, on_device
+from vamo_ft.models.stored_quantization import load_as, stored_four_bits, stored_quantization
 
 __all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_outline", "load_tokenizer"]
 
@@ -52,6 +53,7 @@ class LoadedModel:
         tokenizer: always has a pad token, one that the embedding has a row for.
         accepts_position_ids: whether positions can be given, as left padding needs.
         accepts_logits_to_keep: whether logits can be limited to some positions.
+        four_bits: how its matrices are, or are to be, held in 4 bits; None: they are not.
     """
 
     model: PreTrainedModel | PeftModel
@@ -59,6 +61,7 @@ class LoadedModel:
     accepts_position_ids: bool
     accepts_logits_to_keep: bool
     stream: LayerStream | None = None
+    four_bits: FourBits | None = None
 
     @property
     def root(self) -> nn.Module:
@@ -106,7 +109,7 @@ def load_model(
         tokenizer = _load_tokenizer(saved or source)
         for name in ("local_files_only", "is_local"):  # true here, and of no meaning where it is saved
             tokenizer.init_kwargs.pop(name, None)
-        model, new_modules = _load(source, config=config, num_labels=num_labels, complete=complete)
+        model, new_modules, held = _load(source, config=config, num_labels=num_labels, complete=complete)
         _choose_pad_token(tokenizer, model, path=config.path)
         parameters = inspect.signature(model.forward).parameters
         if config.adapter is not None and weights is not None:
@@ -119,6 +122,7 @@ def load_model(
         tokenizer=tokenizer,
         accepts_position_ids="position_ids" in parameters,
         accepts_logits_to_keep="logits_to_keep" in parameters,
+        four_bits=held,
     )
 
 
@@ -127,8 +131,8 @@ def load_outline(
 ) -> LoadedModel:
     """The model of `config` as outlines, tensors without values, and its tokenizer; no weights are read.
 
-    A folder needs config.json and the tokenizer alone. Of a `.gguf` file the header is read. Weights that are to be
-    quantised are outlined in `dtype`.
+    A folder needs config.json and the tokenizer alone. Of a `.gguf` file the header is read. Quantised weights are
+    outlined in `dtype`.
 
     Args:
         modules_to_save: layers that the adapter trains in full, besides those that the configuration names.
@@ -142,6 +146,7 @@ def load_outline(
     outlined = outlines()
     with quietly(), _one_line_errors(config.path), torch.random.fork_rng(devices=[]):
         model_config = _load_config(source, config=config, num_labels=num_labels)
+        held = _four_bits(config, source, model_config)
         with outlined:
             model = _TASKS[config.task].from_config(
                 model_config,
@@ -167,6 +172,7 @@ def load_outline(
         tokenizer=tokenizer,
         accepts_position_ids="position_ids" in parameters,
         accepts_logits_to_keep="logits_to_keep" in parameters,
+        four_bits=held,
     )
 
 
@@ -241,18 +247,19 @@ def _local(directory: Path, *, config: ModelConfig) -> dict[str, Any]:
 
 def _load(
     source: dict[str, Any], *, config: ModelConfig, num_labels: int | None, complete: bool
-) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of the modules that the weights do not hold: those of a new classifier head."""
+) -> tuple[PreTrainedModel, list[str], FourBits | None]:
+    """The model, the modules that the weights do not hold (of a new classifier head), and how it is held in 4 bits."""
     model_config = _load_config(source, config=config, num_labels=num_labels)
     if getattr(model_config, "transformers_weights", None) is not None:
         raise DataError(f"model.path: {config.path}: config.json names its own weights file, which is not supported")
+    held = _four_bits(config, source, model_config)
     model, info = _TASKS[config.task].from_pretrained(
         **source,
         config=model_config,
         dtype=_DTYPES[config.dtype],
         attn_implementation=config.attn_implementation,
         use_safetensors=None if "gguf_file" in source else True,
-        **_quantized(config, source, model_config),
+        **_quantized(held, source, model_config),
         adapter_kwargs={"local_files_only": source["local_files_only"]},  # it looks for adapters too, by other means
         ignore_mismatched_sizes=True,  # reported below in one line
         output_loading_info=True,
@@ -267,43 +274,47 @@ def _load(
     head_may_be_new = num_labels is not None and not complete
     if strange := [name for name in missing if not (head_may_be_new and _belongs_to_head(name, model))]:
         raise DataError(f"model.path: {config.path}: the weights lack {len(strange)} tensors, such as {strange[0]}")
-    if config.quantization is not None:
+    if held is not None:
         check_four_bits(model, path=config.path)
     model.config.get_text_config().use_cache = False
     # transformers gives the pad token's row no gradient. Which row that is must not depend on where the model comes
     # from, and where pad is the end-of-text token its row has to learn.
     model.get_input_embeddings().padding_idx = None
-    return model, sorted({name.rpartition(".")[0] for name in missing})
+    return model, sorted({name.rpartition(".")[0] for name in missing}), held
 
 
 def _load_config(source: dict[str, Any], *, config: ModelConfig, num_labels: int | None) -> PreTrainedConfig:
     model_config = AutoConfig.from_pretrained(**source)
     if num_labels is not None:
         _set_num_labels(model_config, num_labels, path=config.path)
-    quantized = getattr(model_config, "quantization_config", None)
-    if quantized is not None and "gguf_file" not in source:
-        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
-        raise DataError(
-            f"model.path: {config.path}: its weights are quantised already (quantization_config in config.json: "
-            f"{getattr(kind, 'value', kind)}); write the model that they were made from, and model.quantization with "
-            "an adapter for weights of 4 bits"
-        )
     return model_config
 
 
-def _quantized(config: ModelConfig, source: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:
+def _four_bits(config: ModelConfig, source: dict[str, Any], model_config: PreTrainedConfig) -> FourBits | None:
+    stored = None if "gguf_file" in source else stored_quantization(model_config, config)
+    if stored is None and config.quantization is None:
+        return None
+    with torch.device("meta"):
+        outline = _TASKS[config.task].from_config(deepcopy(model_config), trust_remote_code=config.trust_remote_code)
+    if stored is not None:
+        return stored_four_bits(outline, stored, model_config, config)
+    assert config.quantization is not None
+    assert config.adapter is not None, "checked with the configuration"
+    return FourBits.of(outline, config.quantization, kept=kept_whole(outline, in_full=config.adapter.modules_to_save))
+
+
+def _quantized(held: FourBits | None, source: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:
     """Arguments of `from_pretrained` for weights that are, or are to be, quantised."""
     if "gguf_file" in source:
         return {"quantization_config": GgufConfig(dequantize=True)}
-    if config.quantization is None:
+    if held is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise DataError("model.quantization: needs another package: pip install 'vamo-ft[bitsandbytes]'")
-    with torch.device("meta"):
-        outline = _TASKS[config.task].from_config(deepcopy(model_config), trust_remote_code=config.trust_remote_code)
-    assert config.adapter is not None, "checked with the configuration"
-    kept = kept_whole(outline, in_full=config.adapter.modules_to_save)
-    return four_bits(config.quantization, compute_dtype=_DTYPES[config.quantization.compute_dtype], kept=kept)
+    if not held.stored:
+        return four_bits(held.config, kept=held.kept)
+    load_as(model_config, held)
+    return on_device()
 
 
 def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:
