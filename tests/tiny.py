@@ -119,18 +119,32 @@ def save_model_folder(directory: Path, model: PreTrainedModel) -> Path:
 
 
 def save_in_four_bits(
-    directory: Path, base: Path, *, kind: str = "nf4", double: bool = True, skipped: Sequence[str] | None = None
+    directory: Path,
+    base: Path,
+    *,
+    kind: str = "nf4",
+    double: bool = True,
+    skipped: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    storage: torch.dtype = torch.uint8,
 ) -> Path:
-    """The model of a folder as transformers and bitsandbytes store it in 4 bits; `skipped` as they take it."""
+    """The model of a folder as transformers and bitsandbytes store it in 4 bits.
+
+    Args:
+        skipped: `llm_int8_skip_modules`.
+        dtype: of what is not quantised.
+        storage: type of the elements that the bits are packed into.
+    """
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=storage,
         llm_int8_skip_modules=None if skipped is None else list(skipped),
     )
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16, quantization_config=settings, device_map={"": "cpu"}
+        base, dtype=dtype, quantization_config=settings, device_map={"": "cpu"}
     )
     return save_model_folder(directory, model)
 

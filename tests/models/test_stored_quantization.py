@@ -119,6 +119,24 @@ def test_the_precision_of_products_is_the_stored_one_where_none_is_given(
         assert {str(module.compute_dtype) for module in quantised(model.model).values()} == {f"torch.{expected}"}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_not_quantised_has_the_configured_precision(base: Path, dtype: Any) -> None:
+    """Whatever it was stored in; transformers leaves it."""
+    stored = save_in_four_bits(base.with_name("stored"), base, dtype=torch.float16, storage=torch.bfloat16)
+    config = configured(stored).model_copy(update={"dtype": dtype})
+    found = loaded(config)
+    assert found.four_bits is not None
+    assert found.four_bits.decoded == torch.float16
+    others = {p.dtype for p in found.model.parameters() if not p.requires_grad and not hasattr(p, "quant_state")}
+    assert others == {getattr(torch, dtype)}
+    assert {p.dtype for p in found.model.parameters() if hasattr(p, "quant_state")} == {torch.bfloat16}
+    assert found.numel == load_outline(config, offline=True).numel
+    assert losses_and_gradients(found.model)[0].isfinite()
+    plain = loaded(config, decoded=True)
+    assert {p.dtype for p in plain.model.parameters() if not p.requires_grad} == {getattr(torch, dtype)}
+    assert not quantised(plain.model)
+
+
 @pytest.mark.parametrize(
     ("written", "said"),
     [

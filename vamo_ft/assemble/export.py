@@ -10,7 +10,6 @@ from vamo_ft.assemble.card import build_card
 from vamo_ft.assemble.model import load_whole_model
 from vamo_ft.assemble.seedlog import replay_seed_log
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.errors import DataError
 from vamo_ft.core.protocols import Progress
 from vamo_ft.models.card import write_model_card
 from vamo_ft.models.export import Dtype, save_model, shard_bytes
@@ -57,7 +56,8 @@ def copy_model(
 def merge_model(
     config: RunConfig, directory: Path, *, weights: Path, run: Path, step: int, packaging: Packaging
 ) -> None:
-    """The base model with the saved adapter merged into it; into the whole base where training quantised it.
+    """The base model with the saved adapter merged into it: where training quantised it, into the base as it was, and
+    where it is stored in 4 bits, into the values that these stand for.
 
     Raises:
         DataError: base model or adapter are not what the configuration says, or the adapter cannot be merged.
@@ -94,16 +94,13 @@ def rebuild_model(
 
 
 def _load_to_merge(config: RunConfig, *, weights: Path) -> LoadedModel:
-    """The saved adapter on a base that is not quantised."""
-    if config.model.quantization is not None:
-        _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
+    """The saved adapter on a base that is not quantised; one that is stored in 4 bits is decoded."""
     whole = config.model.model_copy(update={"quantization": None})
-    loaded = load_whole_model(config.model_copy(update={"model": whole}), weights=weights)
+    loaded = load_whole_model(config.model_copy(update={"model": whole}), weights=weights, decoded=True)
     if loaded.four_bits is not None:
-        raise DataError(
-            f"--merge: {config.model.path} is stored in 4 bits, and has no weights to merge into; export the adapter "
-            "without --merge"
-        )
+        _log.info("the adapter is merged into the values that the 4 bits of %s stand for", config.model.path)
+    elif config.model.quantization is not None:
+        _log.warning("the adapter was trained on quantised weights, and is merged into those they were made from")
     return loaded
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from vamo_ft.assemble.directions import are_compiled
@@ -31,14 +32,13 @@ from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.models.export import saved_sizes
-from vamo_ft.models.four_bits import FourBits, four_bit_bytes
+from vamo_ft.models.four_bits import FourBits
 from vamo_ft.optim.carriers import Carriers
 
 __all__ = ["MemoryPlan", "MemoryPlanner", "Phase"]
 
 _STEPS = 10_000  # whose batches are looked at for the largest one
 _FULL_GRADIENT = 4  # bytes of an element, of svrg and vamo_literal
-_WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of an element
 _ROWWISE = ("full", "block")  # structures that can displace a head row by row
 _TEMPORARIES = {"adamw": 2, "adagrad": 1, "sgd": 1, "sign_sgd": 1}
 """Optimizer -> tensors of a parameter's size that torch's rule forms beside its state, and beside the last one of the
@@ -329,10 +329,8 @@ def _most_lent(sizes: Sequence[int]) -> int:
 
 def _saved(held: FourBits, dtype: str) -> int:
     """Bytes that matrices in 4 bits take less than in `model.dtype`."""
-    sizes = [rows * columns for rows, columns in held.matrices.values()]
-    quantised = sum(four_bit_bytes(size, double_quant=held.config.double_quant) for size in sizes)
-    present = _WIDTHS[held.config.compute_dtype] * max(sizes, default=0)
-    return _WIDTHS[dtype] * sum(sizes) - quantised - present
+    width: int = getattr(torch, dtype).itemsize
+    return width * sum(held.sizes) - held.num_bytes - held.present_bytes
 
 
 def _both(first: Peak, second: Peak) -> Peak:

@@ -29,13 +29,14 @@ _SMALLER = (
 )
 
 
-def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None) -> LoadedModel:
+def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None, decoded: bool = False) -> LoadedModel:
     """The model on the runtime's device, all of it or what is not streamed.
 
     Of processes that share it out the main one reads it, and the others are given their parts.
 
     Args:
         weights: a saved `model/` folder that replaces its values.
+        decoded: of weights that are stored in 4 bits take the values that they stand for.
 
     Raises:
         DataError: the model is not what the configuration says, or is quantised and the run cannot be.
@@ -46,7 +47,12 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
     shared_out = runtime.share[1] > 1
     if runtime.is_main or not shared_out:
         loaded = load_model(
-            config.model, offline=config.run.offline, seed=config.run.seed, num_labels=num_labels, weights=weights
+            config.model,
+            offline=config.run.offline,
+            seed=config.run.seed,
+            num_labels=num_labels,
+            weights=weights,
+            decoded=decoded,
         )
         if shared_out:
             runtime.agreed(trained_in_full(loaded.model))
@@ -77,11 +83,16 @@ def resident_parameters(config: RunConfig, loaded: LoadedModel) -> list[nn.Param
     return [] if config.model.adapter is None else [p for p in loaded.model.parameters() if p.requires_grad]
 
 
-def load_whole_model(config: RunConfig, *, weights: Path) -> LoadedModel:
-    """The model in one piece: on the host where the run streams its layers, else on the device."""
+def load_whole_model(config: RunConfig, *, weights: Path, decoded: bool = False) -> LoadedModel:
+    """The model in one piece: on the host where the run streams its layers, else on the device.
+
+    Args:
+        decoded: as for `load_run_model`.
+    """
     whole = config.training.model_copy(update={"stream_layers": False})
     runtime = LocalRuntime() if config.training.stream_layers else build_run_runtime(config)
-    return load_run_model(config.model_copy(update={"training": whole}), runtime=runtime, weights=weights)
+    config = config.model_copy(update={"training": whole})
+    return load_run_model(config, runtime=runtime, weights=weights, decoded=decoded)
 
 
 def build_run_runtime(config: RunConfig) -> Runtime:

@@ -60,11 +60,6 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def _of_use(record: logging.LogRecord) -> bool:
-    """Not that bitsandbytes, when imported, misses a kernel for weights that it repacked, which ours never are."""
-    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
-
-
 @contextmanager
 def logging_to(console: Console, *, file: Path | None = None, quiet: bool = False) -> Iterator[None]:
     """Within the block the program's log goes to `console`, and with dates to `file`; secrets are masked.
@@ -72,7 +67,7 @@ def logging_to(console: Console, *, file: Path | None = None, quiet: bool = Fals
     Args:
         quiet: the console shows warnings only.
     """
-    logger, kernels = logging.getLogger("vamo_ft"), logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger = logging.getLogger("vamo_ft")
     handlers: list[logging.Handler]
     if console.quiet:
         handlers = [logging.NullHandler()]
@@ -87,14 +82,12 @@ def logging_to(console: Console, *, file: Path | None = None, quiet: bool = Fals
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level, logger.propagate = logger.level, False
     logger.setLevel(logging.INFO)
-    kernels.addFilter(_of_use)
     for handler in handlers:
         handler.addFilter(SecretsFilter())
         logger.addHandler(handler)
     try:
         yield
     finally:
-        kernels.removeFilter(_of_use)
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()

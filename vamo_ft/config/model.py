@@ -60,7 +60,7 @@ class ModelConfig(Section):
         "weights set training.autocast",
     )
     quantization: QuantizationConfig | None = Field(
-        None, description="frozen base in 4 bits, such as {bits: 4}; null: in dtype"
+        None, description="frozen base in 4 bits, such as {bits: 4}; null: in dtype, or in the 4 bits it is stored in"
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention kernel; null lets transformers choose (sdpa, where the model has it)"

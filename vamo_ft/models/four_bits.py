@@ -14,7 +14,17 @@ from vamo_ft.config.model import QuantizationConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.core.stack import layer_stacks
 
-__all__ = ["FourBits", "check_four_bits", "check_outline", "four_bit_bytes", "four_bits", "kept_whole", "on_device"]
+__all__ = [
+    "FourBits",
+    "cast_others",
+    "check_four_bits",
+    "check_outline",
+    "decode",
+    "four_bit_bytes",
+    "four_bits",
+    "kept_whole",
+    "on_device",
+]
 
 _BLOCK = 64  # weights with one scale
 _SCALES = 256  # scales with one of their own
@@ -28,17 +38,26 @@ class FourBits:
         config: code, scales, and precision of the products.
         kept: names of the modules that are not quantised, as transformers takes them: beginnings or ends of names.
         stored: whether its files hold it so; else it is quantised on the way to the device.
+        decoded: precision that it was quantised from, in which a backward pass forms a matrix before it rounds it to
+            that of the products.
         matrices: rows and columns of those that are held so, as `nn.Linear` has them, by the names of their modules.
     """
 
     config: QuantizationConfig
     kept: Sequence[str]
     stored: bool
+    decoded: torch.dtype
     matrices: Mapping[str, tuple[int, int]]
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, config: QuantizationConfig, *, kept: Sequence[str], stored: bool = False
+        cls,
+        model: PreTrainedModel,
+        config: QuantizationConfig,
+        *,
+        kept: Sequence[str],
+        decoded: torch.dtype,
+        stored: bool = False,
     ) -> "FourBits":
         """Of a model without an adapter, as it is without quantisation; outlines will do."""
         kept = sorted({*kept, *(model._keep_in_fp32_modules or ())})  # transformers adds these itself
@@ -47,7 +66,24 @@ class FourBits:
             if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, kept):
                 first, second = module.weight.shape
                 matrices[name] = (second, first) if isinstance(module, Conv1D) else (first, second)
-        return cls(config, kept, stored, matrices)
+        return cls(config, kept, stored, decoded, matrices)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Weights of each matrix."""
+        return [rows * columns for rows, columns in self.matrices.values()]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all matrices with their scales."""
+        return sum(four_bit_bytes(size, double_quant=self.config.double_quant) for size in self.sizes)
+
+    @property
+    def present_bytes(self) -> int:
+        """Of the largest matrix while it is multiplied."""
+        products = getattr(torch, self.config.compute_dtype)
+        widths = {dtype: dtype.itemsize for dtype in (self.decoded, products)}
+        return sum(widths.values()) * max(self.sizes, default=0)
 
     def __str__(self) -> str:
         scales = "quantised scales" if self.config.double_quant else "float32 scales"
@@ -111,6 +147,29 @@ def check_four_bits(model: nn.Module, *, path: str) -> None:
         module.support_avx512bf16_for_cpu = False
     on_cpu = any(module.weight.device.type == "cpu" for _, module in quantised)
     _check_rows({name: module.in_features for name, module in quantised}, path=path, on_cpu=on_cpu)
+
+
+def cast_others(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Brings what is not quantised to `dtype`, which transformers (5.23) leaves as it is stored beside 4 bits."""
+    always_float32 = model._keep_in_fp32_modules_strict or ()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and getattr(parameter, "quant_state", None) is None:
+            in_float32 = any(part in name.split(".") for part in always_float32)
+            parameter.data = parameter.data.to(torch.float32 if in_float32 else dtype)
+
+
+@torch.no_grad()
+def decode(model: PreTrainedModel) -> None:
+    """Puts matrices of the values that 4 bits stand for in their place, in the model's precision."""
+    transposed = [
+        name for name, module in model.named_modules() if _holds_four_bits(module) and module.source_cls is Conv1D
+    ]
+    model.dequantize()
+    for name in transposed:  # which transformers makes `nn.Linear` of
+        linear = model.get_submodule(name)
+        conv = Conv1D(linear.out_features, linear.in_features)
+        conv.weight, conv.bias = nn.Parameter(linear.weight.T.contiguous()), linear.bias
+        model.set_submodule(name, conv)
 
 
 def check_outline(held: FourBits, *, path: str, on_cpu: bool) -> None:

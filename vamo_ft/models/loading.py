@@ -35,7 +35,7 @@ from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
-from vamo_ft.models.four_bits import FourBits, check_four_bits, four_bits, kept_whole, on_device
+from vamo_ft.models.four_bits import FourBits, cast_others, check_four_bits, decode, four_bits, kept_whole, on_device
 from vamo_ft.models.stored_quantization import load_as, stored_four_bits, stored_quantization
 
 __all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_outline", "load_tokenizer"]
@@ -53,7 +53,7 @@ class LoadedModel:
         tokenizer: always has a pad token, one that the embedding has a row for.
         accepts_position_ids: whether positions can be given, as left padding needs.
         accepts_logits_to_keep: whether logits can be limited to some positions.
-        four_bits: how its matrices are, or are to be, held in 4 bits; None: they are not.
+        four_bits: how matrices are held in 4 bits, or were stored so before they were decoded; None: they are not.
     """
 
     model: PreTrainedModel | PeftModel
@@ -82,7 +82,13 @@ class LoadedModel:
 
 
 def load_model(
-    config: ModelConfig, *, offline: bool, seed: int, num_labels: int | None = None, weights: Path | None = None
+    config: ModelConfig,
+    *,
+    offline: bool,
+    seed: int,
+    num_labels: int | None = None,
+    weights: Path | None = None,
+    decoded: bool = False,
 ) -> LoadedModel:
     """The model of `config`, with its adapter and frozen parameters, and its tokenizer.
 
@@ -94,6 +100,7 @@ def load_model(
         num_labels: classes of a sequence_classification model.
         weights: `model/` of a checkpoint or of a finished run, whose values are taken over bit for bit. With an adapter
             it holds the adapter, and the rest comes from `config.path`; without one it holds the whole model.
+        decoded: of weights that are stored in 4 bits take the values that they stand for, in `dtype`.
 
     Raises:
         DataError: the model cannot be loaded or there is nothing to train, with the place and the fix.
@@ -110,6 +117,8 @@ def load_model(
         for name in ("local_files_only", "is_local"):  # true here, and of no meaning where it is saved
             tokenizer.init_kwargs.pop(name, None)
         model, new_modules, held = _load(source, config=config, num_labels=num_labels, complete=complete)
+        if decoded and held is not None:
+            decode(model)
         _choose_pad_token(tokenizer, model, path=config.path)
         parameters = inspect.signature(model.forward).parameters
         if config.adapter is not None and weights is not None:
@@ -276,6 +285,8 @@ def _load(
         raise DataError(f"model.path: {config.path}: the weights lack {len(strange)} tensors, such as {strange[0]}")
     if held is not None:
         check_four_bits(model, path=config.path)
+        if held.stored:
+            cast_others(model, _DTYPES[config.dtype])
     model.config.get_text_config().use_cache = False
     # transformers gives the pad token's row no gradient. Which row that is must not depend on where the model comes
     # from, and where pad is the end-of-text token its row has to learn.
@@ -300,7 +311,8 @@ def _four_bits(config: ModelConfig, source: dict[str, Any], model_config: PreTra
         return stored_four_bits(outline, stored, model_config, config)
     assert config.quantization is not None
     assert config.adapter is not None, "checked with the configuration"
-    return FourBits.of(outline, config.quantization, kept=kept_whole(outline, in_full=config.adapter.modules_to_save))
+    kept = kept_whole(outline, in_full=config.adapter.modules_to_save)
+    return FourBits.of(outline, config.quantization, kept=kept, decoded=_DTYPES[config.dtype])
 
 
 def _quantized(held: FourBits | None, source: dict[str, Any], model_config: PreTrainedConfig) -> dict[str, Any]:

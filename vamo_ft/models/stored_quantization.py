@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -68,7 +69,8 @@ def stored_four_bits(
     kept = HfQuantizer.get_modules_to_not_convert(outline, settings.get("llm_int8_skip_modules"))
     if config.task == "sequence_classification":  # its head is not stored, or not quantised
         kept.extend(_heads(outline))
-    held = FourBits.of(outline, quantization, kept=kept, stored=True)
+    decoded = getattr(torch, str(model_config.dtype or config.dtype).removeprefix("torch."))
+    held = FourBits.of(outline, quantization, kept=kept, decoded=decoded, stored=True)
     for each in [] if config.adapter is None else config.adapter.modules_to_save:
         if any(f".{each}." in f".{name}." for name in held.matrices):
             raise DataError(
