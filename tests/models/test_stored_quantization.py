@@ -12,6 +12,7 @@ from tests.models.test_quantization import IDS, planned, quantised
 from tests.tiny import save_in_four_bits, save_model_folder, tiny_gpt2, tiny_llama
 from vamo_ft.config.model import AdapterConfig, ModelConfig, QuantizationConfig
 from vamo_ft.core.errors import DataError
+from vamo_ft.models import loading
 from vamo_ft.models.four_bits import four_bit_bytes
 from vamo_ft.models.loading import LoadedModel, load_model, load_outline
 
@@ -219,6 +220,12 @@ def test_a_matrix_that_the_cpu_would_misread_is_refused(tmp_path: Path) -> None:
     said = r"^model\.quantization: .*narrow: model\.layers\.0\.self_attn\.q_proj has rows of 32 weights, and on the CPU"
     with pytest.raises(DataError, match=said):
         loaded(configured(narrow))
+
+
+def test_a_missing_package_is_named(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"^model\.path: .*stored: needs .*: pip install 'vamo-ft\[bitsandbytes\]'$"):
+        loaded(configured(stored))
 
 
 def test_it_answers_without_an_adapter(stored: Path) -> None:

@@ -322,7 +322,8 @@ def _quantized(held: FourBits | None, source: dict[str, Any], model_config: PreT
     if held is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise DataError("model.quantization: needs another package: pip install 'vamo-ft[bitsandbytes]'")
+        where = f"model.path: {source['pretrained_model_name_or_path']}" if held.stored else "model.quantization"
+        raise DataError(f"{where}: needs another package: pip install 'vamo-ft[bitsandbytes]'")
     if not held.stored:
         return four_bits(held.config, kept=held.kept)
     load_as(model_config, held)

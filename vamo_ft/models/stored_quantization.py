@@ -90,9 +90,9 @@ def load_as(model_config: PreTrainedConfig, held: FourBits) -> None:
 def _settings(model_config: PreTrainedConfig) -> dict[str, Any] | None:
     """`quantization_config` of config.json, which a model of several parts has with that of its text."""
     for each in (model_config, model_config.get_text_config(decoder=True)):
-        if (settings := getattr(each, "quantization_config", None)) is not None:
-            assert isinstance(settings, dict)
-            return settings
+        settings: Any = getattr(each, "quantization_config", None)
+        if settings is not None:
+            return settings if isinstance(settings, dict) else dict(settings.to_dict())
     return None
 
 
