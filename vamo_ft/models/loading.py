@@ -33,6 +33,7 @@ from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.core.parameters import num_weights
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
+from vamo_ft.models.causality import check_causal
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
 from vamo_ft.models.four_bits import check_four_bits, four_bits, kept_whole
@@ -280,6 +281,8 @@ def _load_config(source: dict[str, Any], *, config: ModelConfig, num_labels: int
     model_config = AutoConfig.from_pretrained(**source)
     if num_labels is not None:
         _set_num_labels(model_config, num_labels, path=config.path)
+    else:
+        check_causal(model_config, path=config.path)
     quantized = getattr(model_config, "quantization_config", None)
     if quantized is not None and "gguf_file" not in source:
         kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
