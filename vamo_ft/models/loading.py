@@ -80,7 +80,13 @@ class LoadedModel:
 
 
 def load_model(
-    config: ModelConfig, *, offline: bool, seed: int, num_labels: int | None = None, weights: Path | None = None
+    config: ModelConfig,
+    *,
+    offline: bool,
+    seed: int,
+    num_labels: int | None = None,
+    class_names: Sequence[str] = (),
+    weights: Path | None = None,
 ) -> LoadedModel:
     """The model of `config`, with its adapter and frozen parameters, and its tokenizer.
 
@@ -90,6 +96,7 @@ def load_model(
         offline: make no network call.
         seed: of what is not loaded: a new adapter, a new classifier head.
         num_labels: classes of a sequence_classification model.
+        class_names: what its config.json is to call them where it has no names for them yet.
         weights: `model/` of a checkpoint or of a finished run, whose values are taken over bit for bit. With an adapter
             it holds the adapter, and the rest comes from `config.path`; without one it holds the whole model.
 
@@ -109,6 +116,7 @@ def load_model(
             tokenizer.init_kwargs.pop(name, None)
         model, new_modules = _load(source, config=config, num_labels=num_labels, complete=complete)
         _choose_pad_token(tokenizer, model, path=config.path)
+        _name_classes(model.config, class_names)
         parameters = inspect.signature(model.forward).parameters
         if config.adapter is not None and weights is not None:
             model = load_adapter(model, weights, base=config.path)
@@ -332,6 +340,13 @@ def _set_num_labels(model_config: Any, num_labels: int, *, path: str) -> None:
             f"{num_labels}; write as many, or choose a model without a classifier"
         )
     model_config.num_labels = num_labels
+
+
+def _name_classes(model_config: PreTrainedConfig, names: Sequence[str]) -> None:
+    """Without names config.json may not even tell their number: where it is 2, transformers leaves it out."""
+    if names and all(name == f"LABEL_{index}" for index, name in model_config.id2label.items()):
+        model_config.id2label = dict(enumerate(names))
+        model_config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def _belongs_to_head(name: str, model: PreTrainedModel) -> bool:
