@@ -17,6 +17,7 @@ from tests.tiny import VOCABULARY, save_model_folder, tiny_llama_classifier
 from vamo_ft.config.model import ModelConfig
 from vamo_ft.models.export import save_model
 from vamo_ft.models.loading import LoadedModel, load_model
+from vamo_ft.models.merging import merge_adapter
 
 ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -80,3 +81,19 @@ def test_names_that_the_model_has_stay(tmp_path: Path) -> None:
     save_model_folder(tmp_path, model)
     loaded = load(tmp_path, class_names=["bad", "good"])
     assert loaded.model.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_an_adapter_of_an_encoder_decoder_is_merged(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = BartModel(BartConfig(**BART))
+    base = save_model_folder(tmp_path / "base", encoder)
+    adapted = load(base, adapter={"type": "lora", "r": 2}).model
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    ids = torch.tensor([[5, 6, 7, 2]])
+    expected = adapted.eval()(input_ids=ids).logits
+    merged, _ = merge_adapter(adapted)
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-6)
