@@ -6,9 +6,10 @@ Bad keys and values have a table of their own in tests/config/test_problems.py, 
 from typing import Any
 
 import pytest
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from tests.refusals import check_refused
-from tests.tiny import write_jsonl
+from tests.tiny import VOCABULARY, save_model_folder, write_jsonl
 from tests.workspace import LORA, Workspace
 from vamo_ft.cli import run
 
@@ -245,6 +246,16 @@ def test_examples_without_supervision(
     write_jsonl(workspace.root / "train.jsonl", [{"prompt": "a", "completion": "b"}, row])
     changes = [argument for change in PAIRS for argument in ("--set", change)]
     check_refused(workspace, message, capsys, "train", workspace.configure(), *changes)
+
+
+def test_a_model_that_reads_padding(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, pad_token_id=0))
+    save_model_folder(workspace.root / "model", model)
+    message = (
+        "model.path: model: this model (RwkvForCausalLM) does not leave the padding in front of a row out, so that "
+        "losses would depend on what else is in the batch; choose another model"
+    )
+    check_refused(workspace, message, capsys, "train", workspace.configure())
 
 
 COMMANDS: list[tuple[list[str], str]] = [

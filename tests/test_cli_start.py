@@ -159,6 +159,23 @@ def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFix
     assert "Traceback" not in printed.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["train", "c.yaml", "training.steps=5"], "an override is written as --set training.steps=5\n"),
+        (["train", "c.yaml", "--training.steps=5"], "an override is written as --set training.steps=5\n"),
+        (["train", "c.yaml", "--set", "a.b=1", "run.name=x y"], "an override is written as --set run.name=x y\n"),
+        (["train", "--set", "training.steps=5", "c.yaml", "more"], "argument(s) (more)\n"),
+        (["train", "--set", "training.steps=5"], "Missing argument 'CONFIG'.\n"),
+    ],
+)
+def test_overrides_as_other_programs_take_them(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert capsys.readouterr().err.endswith(hint)
+
+
 def test_main_exits_with_the_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["vamo-ft", "--version"])
     with pytest.raises(SystemExit) as caught:

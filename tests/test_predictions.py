@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from tests.data.test_tasks import HUB
 from tests.refusals import check_refused
 from tests.tiny import byte_tokenizer, sentiment_rows, write_jsonl
-from tests.workspace import Workspace, base_config, merged
+from tests.workspace import LORA, Workspace, base_config, merged
 from vamo_ft.cli import run
 from vamo_ft.data.tasks import TASKS
 
@@ -122,6 +122,17 @@ def test_a_classifier_head(workspace: Workspace, capsys: pytest.CaptureFixture[s
         assert line["label"] == ["entailment", "contradiction", "neutral"][number % 3]
         assert sum(math.exp(score) for score in line["option_scores"].values()) == pytest.approx(1, abs=1e-5)
         assert line["loss"] == pytest.approx(-line["option_scores"][line["label"]], abs=1e-5)
+    saved = json.loads((workspace.directory() / "model" / "config.json").read_text(encoding="utf-8"))
+    assert saved["id2label"] == {"0": "entailment", "1": "contradiction", "2": "neutral"}
+
+
+def test_a_merged_classifier_names_its_classes_by_the_texts_of_the_labels(workspace: Workspace) -> None:
+    model = {"task": "sequence_classification", "adapter": LORA}
+    workspace.configure({"model": model, "training": {"steps": 1}})
+    assert workspace.train() == 0
+    assert run(["export", "runs/tiny", "merged", "--merge"]) == 0
+    saved = json.loads((workspace.root / "merged" / "config.json").read_text(encoding="utf-8"))
+    assert saved["id2label"] == {"0": "bad", "1": "fine"}
 
 
 def test_where_no_file_can_be_nothing_is_computed(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

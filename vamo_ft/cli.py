@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     try:
         code = app(_with_debug_first(arguments), prog_name="vamo-ft", standalone_mode=False, obj=options)
     except Exception as error:
-        return _report(error, debug=options.debug)
+        return _report(error, debug=options.debug, arguments=arguments)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except SystemExit as exit:
@@ -70,7 +71,7 @@ def _with_debug_first(arguments: Sequence[str]) -> list[str]:
     return ["--debug", *others, *arguments[end:]]
 
 
-def _report(error: Exception, *, debug: bool) -> int:
+def _report(error: Exception, *, debug: bool, arguments: Sequence[str]) -> int:
     _tell_launcher(error)
     if debug:
         _say("".join(traceback.format_exception(error)), one_line=False)
@@ -84,11 +85,21 @@ def _report(error: Exception, *, debug: bool) -> int:
     if callable(show):  # usage errors know how to show themselves
         with suppress(OSError, ValueError):  # UnicodeEncodeError is a ValueError
             show()
+        if override := _bare_override(arguments):
+            _say(f"an override is written as --set {override}")
         return code
     prefix = "" if code == _STOPPED else "error: "
     for problem in getattr(error, "problems", None) or [_text(error)]:
         _say(f"{prefix}{problem}")
     return code
+
+
+def _bare_override(arguments: Sequence[str]) -> str | None:
+    """The first `section.key=value` without --set, as other programs take it."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before != "--set" and (found := re.fullmatch(r"(?:--)?([a-z_]+(?:\.[a-z_0-9]+)+=.*)", argument, re.DOTALL)):
+            return found[1]
+    return None
 
 
 def _tell_launcher(error: Exception) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vamo_ft.assemble.stored import as_stored
+from vamo_ft.config.data import ClassificationFormat, FormatConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Runtime
@@ -51,6 +52,7 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None,
             offline=config.run.offline,
             seed=config.run.seed,
             num_labels=num_labels,
+            class_names=() if num_labels is None else _class_names(config.data.format),
             weights=weights,
             decoded=decoded,
         )
@@ -76,6 +78,12 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None,
         if loaded.four_bits is None:  # else it is there already, and does not move
             runtime.place(loaded.root)
     return loaded
+
+
+def _class_names(written: FormatConfig) -> tuple[str, ...]:
+    """The texts of the labels, which a classifier head has no other use for, where they tell classes apart."""
+    texts = [text.strip() for text in written.labels.values()] if isinstance(written, ClassificationFormat) else []
+    return tuple(texts) if texts and len({*texts}) == len(texts) else written.classes
 
 
 def resident_parameters(config: RunConfig, loaded: LoadedModel) -> list[nn.Parameter]:

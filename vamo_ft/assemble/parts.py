@@ -27,6 +27,7 @@ from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
 from vamo_ft.models.compilation import compile_layers
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations, load_outline
 from vamo_ft.models.packing import check_packing
+from vamo_ft.models.padding import check_padding
 from vamo_ft.training.ledger import Ledger
 from vamo_ft.training.matrices import matrix_products
 from vamo_ft.training.processes import Processes
@@ -73,6 +74,8 @@ def build_parts(
     check_optimizer(config)
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
+    if config.model.task == "causal_lm":
+        check_padding(loaded, path=config.model.path)
     if config.data.packing:
         check_packing(loaded, path=config.model.path)
     parts = _undirected(config, loaded, runtime, use_cache=use_cache, stop_requested=stop_requested)

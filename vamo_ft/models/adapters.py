@@ -42,8 +42,9 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, *, modules_to_save:
     _check_names(
         adapter.modules_to_save, [name for name, _ in model.named_modules()], key="modules_to_save", shown=layers
     )
-    heads = {"classifier", "score"} if config.task == "sequence_classification" else set()  # peft adds these itself
-    in_full = sorted({*adapter.modules_to_save, *modules_to_save} - heads)
+    # peft adds these itself, and what is trained in full a second time within them would not be used.
+    heads = {"classifier", "score"} if config.task == "sequence_classification" else set()
+    in_full = sorted(name for name in {*adapter.modules_to_save, *modules_to_save} if heads.isdisjoint(name.split(".")))
     lora = LoraConfig(
         task_type=TaskType.SEQ_CLS if config.task == "sequence_classification" else TaskType.CAUSAL_LM,
         r=adapter.r,

@@ -33,9 +33,11 @@ from vamo_ft.core.errors import DataError, VamoFtError
 from vamo_ft.core.parameters import num_weights
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.models.adapters import add_adapter, freeze, load_adapter
+from vamo_ft.models.causality import check_causal
 from vamo_ft.models.export import quietly
 from vamo_ft.models.folder import check_model_folder, check_tokenizer, first_words
 from vamo_ft.models.four_bits import FourBits, cast_others, check_four_bits, decode, four_bits, kept_whole, on_device
+from vamo_ft.models.heads import belongs_to_head, name_classes, set_num_labels
 from vamo_ft.models.stored_quantization import load_as, stored_four_bits, stored_quantization
 
 __all__ = ["LoadedModel", "checkpoint_activations", "load_model", "load_outline", "load_tokenizer"]
@@ -87,6 +89,7 @@ def load_model(
     offline: bool,
     seed: int,
     num_labels: int | None = None,
+    class_names: Sequence[str] = (),
     weights: Path | None = None,
     decoded: bool = False,
 ) -> LoadedModel:
@@ -98,6 +101,7 @@ def load_model(
         offline: make no network call.
         seed: of what is not loaded: a new adapter, a new classifier head.
         num_labels: classes of a sequence_classification model.
+        class_names: what its config.json is to call them where it has no names for them yet.
         weights: `model/` of a checkpoint or of a finished run, whose values are taken over bit for bit. With an adapter
             it holds the adapter, and the rest comes from `config.path`; without one it holds the whole model.
         decoded: of weights that are stored in 4 bits take the values that they stand for, in `dtype`.
@@ -120,6 +124,7 @@ def load_model(
         if decoded and held is not None:
             decode(model)
         _choose_pad_token(tokenizer, model, path=config.path)
+        name_classes(model.config, class_names)
         parameters = inspect.signature(model.forward).parameters
         if config.adapter is not None and weights is not None:
             model = load_adapter(model, weights, base=config.path)
@@ -281,7 +286,7 @@ def _load(
         )
     missing = sorted(info["missing_keys"])
     head_may_be_new = num_labels is not None and not complete
-    if strange := [name for name in missing if not (head_may_be_new and _belongs_to_head(name, model))]:
+    if strange := [name for name in missing if not (head_may_be_new and belongs_to_head(name, model))]:
         raise DataError(f"model.path: {config.path}: the weights lack {len(strange)} tensors, such as {strange[0]}")
     if held is not None:
         check_four_bits(model, path=config.path)
@@ -297,7 +302,9 @@ def _load(
 def _load_config(source: dict[str, Any], *, config: ModelConfig, num_labels: int | None) -> PreTrainedConfig:
     model_config = AutoConfig.from_pretrained(**source)
     if num_labels is not None:
-        _set_num_labels(model_config, num_labels, path=config.path)
+        set_num_labels(model_config, num_labels, path=config.path)
+    else:
+        check_causal(model_config, path=config.path)
     return model_config
 
 
@@ -343,20 +350,6 @@ def _load_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase:
 def _needs_own_code(error: Exception) -> bool:
     """Whether transformers refused code that comes with the model; it has no exception of its own for that."""
     return isinstance(error, ValueError) and "trust_remote_code" in str(error)
-
-
-def _set_num_labels(model_config: Any, num_labels: int, *, path: str) -> None:
-    architecture = (getattr(model_config, "architectures", None) or [""])[0]
-    if architecture.endswith("ForSequenceClassification") and model_config.num_labels != num_labels:
-        raise DataError(
-            f"model.path: {path}: its classifier has {model_config.num_labels} labels and data.format.labels has "
-            f"{num_labels}; write as many, or choose a model without a classifier"
-        )
-    model_config.num_labels = num_labels
-
-
-def _belongs_to_head(name: str, model: PreTrainedModel) -> bool:
-    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
 
 
 def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, path: str) -> None:

@@ -84,9 +84,14 @@ def cast(model: PreTrainedModel | PeftModel, dtype: str) -> None:
 
 
 def _random_ids(model: PeftModel) -> Tensor:
-    """(2, 16) int64."""
+    """(2, 16) int64; an encoder-decoder's classifier reads off one end-of-text token, here the last in each row."""
     rows = model.get_input_embeddings().weight.shape[0]
-    return torch.randint(rows, (_ROWS, _TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = torch.randint(rows, (_ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
+    if model.config.is_encoder_decoder:
+        end = model.config.eos_token_id
+        ids[ids == end] = (end + 1) % rows
+        ids[:, -1] = end
+    return ids.to(model.device)
 
 
 def _logits(model: PeftModel | PreTrainedModel, ids: Tensor) -> Tensor:

@@ -1,0 +1,55 @@
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
+
+from tests.tiny import VOCABULARY, byte_tokenizer, tiny_gpt2, tiny_llama
+from vamo_ft.core.errors import DataError
+from vamo_ft.models.loading import LoadedModel
+from vamo_ft.models.padding import check_padding
+
+SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+
+
+def check(model: PreTrainedModel, *, positions: bool) -> None:
+    model.config.use_cache = False
+    check_padding(LoadedModel(model, byte_tokenizer(), positions, True), path="m")
+
+
+def seeded(build: Any, config: Any) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+def test_attention_leaves_padding_out(build, dtype) -> None:
+    model = build().to(dtype).train()
+    check(model, positions=True)
+    assert model.training
+
+
+def test_a_state_that_takes_a_mask_leaves_it_out() -> None:
+    check(seeded(MambaForCausalLM, MambaConfig(**SMALL, state_size=4)), positions=False)
+
+
+def test_a_state_that_takes_none() -> None:
+    model = seeded(RwkvForCausalLM, RwkvConfig(**SMALL))
+    with pytest.raises(DataError, match=r"^model\.path: m: this model \(RwkvForCausalLM\) does not leave the padding"):
+        check(model, positions=False)
+
+
+def test_positions_that_count_otherwise() -> None:
+    model = seeded(RobertaForCausalLM, RobertaConfig(**SMALL, num_attention_heads=4, is_decoder=True))
+    with pytest.raises(DataError, match=r"so that losses would depend on what else is in the batch"):
+        check(model, positions=True)
