@@ -166,6 +166,14 @@ def test_a_process_with_other_settings_is_refused(workspace: Workspace) -> None:
     assert errors[1] == ""
 
 
+def test_the_first_process_decides_about_the_cache_and_about_changes(workspace: Workspace) -> None:
+    """Another one with a choice of its own would wait where nobody comes."""
+    workspace.configure({**MEZO, "training": {"steps": 2}})
+    last = ("--no-cache", "--allow-changes")
+    codes, errors = finish(start("vamo_ft", "train", "config.yaml", cwd=workspace.root, last=last))
+    assert codes == [0, 0], errors
+
+
 def test_a_machine_with_other_files_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     """Which shares the run directory, and has data and model of its own."""
     workspace.configure({"model": {"adapter": LORA}})

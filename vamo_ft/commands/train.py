@@ -79,7 +79,7 @@ def train(
                 use_cache=use_cache,
             )
         else:
-            assist(config, part, signals=signals, allow_changes=allow_changes, use_cache=use_cache)
+            assist(config, part, signals=signals)
 
 
 def _lead(
@@ -142,7 +142,7 @@ def _train_or_resume(
                 for warning in config_warnings(config):
                     _log.warning("%s", warning)
                 checkpoint = _starting_point(directory, resume)
-                part.begin(config, directory, checkpoint)
+                part.begin(config, directory, checkpoint, allow_changes=allow_changes, use_cache=use_cache)
                 finished = _train(
                     config,
                     directory,
