@@ -201,10 +201,12 @@ ENDLESS = {
 }
 
 
-def started_run(workspace: Workspace, config: dict[str, Any]) -> list["subprocess.Popen[str]"]:
+def started_run(
+    workspace: Workspace, config: dict[str, Any], *, module: str = "vamo_ft"
+) -> list["subprocess.Popen[str]"]:
     """Two processes that have made three steps."""
     workspace.configure(config)
-    processes = start("vamo_ft", "train", "config.yaml", cwd=workspace.root)
+    processes = start(module, "train", "config.yaml", cwd=workspace.root)
     main = processes[0].stderr
     assert main is not None
     for line in main:
@@ -252,6 +254,27 @@ def test_the_others_say_that_the_main_process_is_lost(workspace: Workspace) -> N
     assert errors[1].splitlines()[-1].startswith("error: another process of the run was lost (killed, out of memory on")
     assert "Traceback" not in errors[1]
     assert workspace.train("--set", "training.steps=5") == 0
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_gives_no_sign_of_life_is_not_waited_for(lost: int, workspace: Workspace) -> None:
+    """One that is stopped, as a machine without its network, closes no connection; the first one holds the store."""
+    processes = started_run(workspace, ENDLESS, module="tests.silent")
+    processes[lost].send_signal(signal.SIGSTOP)
+    left = processes[1 - lost]
+    try:
+        error = left.communicate(timeout=PATIENCE)[1]
+    finally:
+        for process in processes:
+            process.kill()
+    finish(processes)
+    assert left.returncode == 1
+    said = ("the launcher, in whose store the processes met, gave no answer", "process 1 of the run gave no sign of")[
+        lost
+    ]
+    assert f"error: {said}" in error
+    assert "to go on, train tiny again with the same settings (after --fresh: with --set run.name=tiny" in error
+    assert "Traceback" not in error
 
 
 def test_a_divergence_ends_both_with_one_message(workspace: Workspace) -> None:

@@ -32,7 +32,7 @@ class Second(Processes):
     """One of two, which are not connected."""
 
     def __init__(self, store: Any) -> None:
-        self.rank, self.count, self._store, self._host = 1, 2, store, None
+        self.rank, self.count, self._store, self._host, self._heartbeat = 1, 2, store, None, None
 
 
 @pytest.mark.parametrize(("done", "raised"), [(True, SystemExit), (None, SystemExit), (False, DataError)])
@@ -40,7 +40,7 @@ def test_the_main_process_tells_of_a_failure_unless_it_is_busy(
     done: bool | None, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_ENDING_SECONDS", 0.0)
-    monkeypatch.setattr(module.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda *group: None)
     monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
     store = Store(done=done)
     with pytest.raises(raised) as caught, Second(store).ending_together():

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from vamo_ft.assemble import RunSurroundings, train_run
 from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.finish import way_on
 from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.errors import UsageError
+from vamo_ft.core.errors import ProcessLostError, UsageError
 from vamo_ft.training.checkpoint import Checkpoint
 from vamo_ft.training.processes import Processes
 from vamo_ft.training.progress import ConsoleProgress
@@ -114,14 +115,17 @@ def assist(config: RunConfig, part: Part, *, signals: StopSignals) -> None:
             stop_requested=signals.requested,
         )
         start = None if told["checkpoint"] is None else open_written(Path(told["checkpoint"]))
-        with memory_errors_explained("the preparation of the run"):
-            train_run(
-                config,
-                surroundings,
-                checkpoint=start,
-                announce=lambda run, checkpoint: None,
-                allow_changes=told["allow_changes"],
-            )
+        try:
+            with memory_errors_explained("the preparation of the run"):
+                train_run(
+                    config,
+                    surroundings,
+                    checkpoint=start,
+                    announce=lambda run, checkpoint: None,
+                    allow_changes=told["allow_changes"],
+                )
+        except ProcessLostError as error:  # told only where the main process cannot
+            raise ProcessLostError(f"{error}; {way_on(directory)}") from None
 
 
 def _check_configuration(config: RunConfig, main: Mapping[str, Any]) -> None:
