@@ -16,9 +16,13 @@ from vamo_ft.models import loading
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     if os.environ["RANK"] != "0":
         loading._load = None  # reads weights, which is the main process's part  # type: ignore[assignment]
+    train_all()
+
+
+def train_all() -> None:
+    torch.set_num_threads(1)
     files, ports = sys.argv[1::2], sys.argv[2::2]
     for file, port in zip(files, ports, strict=True):
         os.environ["MASTER_PORT"] = port

@@ -184,6 +184,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "momentum": {"method": {"name": "sgd"}, "optimizer": {"learning_rate": 0.01, "momentum": 0.9}},
     "vamo": VAMO,
     "mezo": {"method": {"name": "mezo"}, "optimizer": {"learning_rate": 1e-4}},
+    "mezo_streamed": {**MEZO, "training": {"stream_layers": True}},
+    "master_weights": {"model": {"dtype": "bfloat16"}, "optimizer": {"learning_rate": 1e-3, "master_weights": True}},
 }
 
 

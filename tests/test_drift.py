@@ -70,8 +70,8 @@ def test_a_drift_ends_the_run_and_nothing_of_it_is_saved(
     message = (
         f"step {at}: the processes do not hold the same parameters any more (2 of 21 tensors differ, such as "
         "model.embed_tokens.weight): a device, a driver or an operation computed another result in one of "
-        "them; the run goes on from its last checkpoint, which is from before, when it is started again with the same "
-        f"command; its last checkpoint is {path}"
+        f"them; nothing was saved since; its last checkpoint is {path}; to go on, train tiny again with the same "
+        "settings (after --fresh: with --set run.name=tiny in its place)"
     )
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}"
     status = json.loads((workspace.directory() / "status.json").read_text())

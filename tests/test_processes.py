@@ -166,6 +166,14 @@ def test_a_process_with_other_settings_is_refused(workspace: Workspace) -> None:
     assert errors[1] == ""
 
 
+def test_the_first_process_decides_about_the_cache_and_about_changes(workspace: Workspace) -> None:
+    """Another one with a choice of its own would wait where nobody comes."""
+    workspace.configure({**MEZO, "training": {"steps": 2}})
+    last = ("--no-cache", "--allow-changes")
+    codes, errors = finish(start("vamo_ft", "train", "config.yaml", cwd=workspace.root, last=last))
+    assert codes == [0, 0], errors
+
+
 def test_a_machine_with_other_files_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     """Which shares the run directory, and has data and model of its own."""
     workspace.configure({"model": {"adapter": LORA}})
@@ -193,10 +201,12 @@ ENDLESS = {
 }
 
 
-def started_run(workspace: Workspace, config: dict[str, Any]) -> list["subprocess.Popen[str]"]:
+def started_run(
+    workspace: Workspace, config: dict[str, Any], *, module: str = "vamo_ft"
+) -> list["subprocess.Popen[str]"]:
     """Two processes that have made three steps."""
     workspace.configure(config)
-    processes = start("vamo_ft", "train", "config.yaml", cwd=workspace.root)
+    processes = start(module, "train", "config.yaml", cwd=workspace.root)
     main = processes[0].stderr
     assert main is not None
     for line in main:
@@ -244,6 +254,27 @@ def test_the_others_say_that_the_main_process_is_lost(workspace: Workspace) -> N
     assert errors[1].splitlines()[-1].startswith("error: another process of the run was lost (killed, out of memory on")
     assert "Traceback" not in errors[1]
     assert workspace.train("--set", "training.steps=5") == 0
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_gives_no_sign_of_life_is_not_waited_for(lost: int, workspace: Workspace) -> None:
+    """One that is stopped, as a machine without its network, closes no connection; the first one holds the store."""
+    processes = started_run(workspace, ENDLESS, module="tests.silent")
+    processes[lost].send_signal(signal.SIGSTOP)
+    left = processes[1 - lost]
+    try:
+        error = left.communicate(timeout=PATIENCE)[1]
+    finally:
+        for process in processes:
+            process.kill()
+    finish(processes)
+    assert left.returncode == 1
+    said = ("the launcher, in whose store the processes met, gave no answer", "process 1 of the run gave no sign of")[
+        lost
+    ]
+    assert f"error: {said}" in error
+    assert "to go on, train tiny again with the same settings (after --fresh: with --set run.name=tiny" in error
+    assert "Traceback" not in error
 
 
 def test_a_divergence_ends_both_with_one_message(workspace: Workspace) -> None:

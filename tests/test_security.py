@@ -15,7 +15,9 @@ from tests.refusals import check_refused
 from tests.tiny import write_jsonl
 from tests.workspace import LORA, Workspace
 from vamo_ft.cli import run
+from vamo_ft.commands import train
 from vamo_ft.commands.secrets import masked
+from vamo_ft.core.errors import ProcessLostError
 from vamo_ft.training.checkpoint import _digest
 
 PICKLES = ("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "training_args.bin", "state.pkl", "scaler.pth")
@@ -213,6 +215,21 @@ def test_secrets_of_the_environment_are_not_written(
         assert [name for name, value in TOKENS.items() if value.encode() in content] == [], path
     for value in TOKENS.values():
         assert value not in captured.out + captured.err
+
+
+def test_what_a_lost_process_said_is_masked(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKENS["HF_TOKEN"])
+
+    def lost(*arguments: Any, **keywords: Any) -> None:
+        raise ProcessLostError(f"lost with {TOKENS['HF_TOKEN']}")
+
+    monkeypatch.setattr(train, "train_run", lost)
+    workspace.configure()
+    assert workspace.train() == 1
+    assert json.loads((workspace.directory() / "status.json").read_text())["message"] == (
+        "lost with ***; to go on, train tiny again with the same settings (after --fresh: with --set run.name=tiny in "
+        "its place)"
+    )
 
 
 def test_log_lines_are_masked(

@@ -1,10 +1,13 @@
 """Who tells of the failure of a process other than the main one; real processes are in tests/test_processes.py."""
 
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, ProcessLostError
 from vamo_ft.training import processes as module
 from vamo_ft.training.processes import Processes
 
@@ -32,7 +35,7 @@ class Second(Processes):
     """One of two, which are not connected."""
 
     def __init__(self, store: Any) -> None:
-        self.rank, self.count, self._store, self._host = 1, 2, store, None
+        self.rank, self.count, self._store, self._host, self._heartbeat = 1, 2, store, None, None
 
 
 @pytest.mark.parametrize(("done", "raised"), [(True, SystemExit), (None, SystemExit), (False, DataError)])
@@ -40,7 +43,7 @@ def test_the_main_process_tells_of_a_failure_unless_it_is_busy(
     done: bool | None, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_ENDING_SECONDS", 0.0)
-    monkeypatch.setattr(module.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda *group: None)
     monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
     store = Store(done=done)
     with pytest.raises(raised) as caught, Second(store).ending_together():
@@ -48,3 +51,60 @@ def test_the_main_process_tells_of_a_failure_unless_it_is_busy(
     assert store.notes == ['[2, "process 1: data.train.path: there is no such file"]']
     if isinstance(caught.value, SystemExit):
         assert caught.value.code == 2
+
+
+def test_what_does_not_end_on_the_device_is_not_waited_for_nor_a_signal_handler_set_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forever, ended = threading.Event(), []
+
+    def destroy(*group: Any) -> None:
+        ended.append(group)
+        if not group:
+            forever.wait()
+
+    monkeypatch.setattr(module, "_NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(module.dist, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(module.dist, "destroy_process_group", destroy)
+
+    def fail() -> None:
+        with Second(Store(done=True)).ending_together():
+            raise DataError("data.train.path: there is no such file")
+
+    with ThreadPoolExecutor(1) as pool:
+        assert isinstance(pool.submit(fail).exception(timeout=30), SystemExit)
+    assert ended == [(None,), ()]  # that of the host, by which others notice, first
+    forever.set()
+
+
+def test_of_nccl_what_is_under_way_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(module.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda group: None)  # the default one's would wait
+    aborted = threading.Event()
+    monkeypatch.setattr(module.dist.distributed_c10d, "_abort_process_group", aborted.set)
+    with pytest.raises(SystemExit), Second(Store(done=True)).ending_together():
+        raise DataError("data.train.path: there is no such file")
+    assert aborted.is_set()
+
+
+def test_the_frames_of_an_error_and_of_what_led_to_it_hold_no_connection() -> None:
+    class Connection:
+        pass
+
+    held: list[weakref.ref[Connection]] = []
+
+    def fail() -> None:
+        group = Connection()
+        held.append(weakref.ref(group))
+        raise RuntimeError("Connection closed by peer")
+
+    def explain() -> None:
+        with module.lost_processes_explained():
+            fail()
+
+    with pytest.raises(ProcessLostError) as caught:
+        explain()
+    assert held[0]() is not None
+    module._clear_frames(caught.value)
+    assert held[0]() is None

@@ -1,12 +1,14 @@
 """What launchers hand on in the environment."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
 
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.runtime import LocalRuntime
+from vamo_ft.training import runtime as module
 from vamo_ft.training.runtime import build_runtime, connected
 
 SETTINGS = [
@@ -16,6 +18,13 @@ SETTINGS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def nothing_told_yet() -> Iterator[None]:
+    module._warn_of_what_is_not_read.cache_clear()
+    yield
+    module._warn_of_what_is_not_read.cache_clear()
+
+
 @pytest.mark.parametrize(("name", "value", "said"), SETTINGS)
 def test_what_accelerate_is_told_and_a_run_does_not_read_is_warned_of(
     name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -23,6 +32,7 @@ def test_what_accelerate_is_told_and_a_run_does_not_read_is_warned_of(
     monkeypatch.setenv(f"ACCELERATE_{name}", value)
     with caplog.at_level(logging.WARNING, "vamo_ft"):
         build_runtime(autocast=None)
+        build_runtime(autocast=None)  # as after a rollback
     assert caplog.messages == [f"what accelerate is told of {said}"]
 
 

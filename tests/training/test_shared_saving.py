@@ -1,6 +1,7 @@
 """A checkpoint that several processes write together, played by threads."""
 
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from vamo_ft.core.errors import SaveError
+from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sharding import Part
 from vamo_ft.training import shared_saving
 from vamo_ft.training.checkpoint import open_checkpoint, save_checkpoint
-from vamo_ft.training.shared_saving import save_together
+from vamo_ft.training.shared_saving import newest_together, save_together
 
 OWNERS = [{"rule": {"moment": Part(torch.arange(3.0) + 3 * rank, 0, 6)}} for rank in range(2)]
 
@@ -109,3 +110,45 @@ def test_a_checkpoint_that_cannot_begin_fails_for_both(kind: type[Half], tmp_pat
     assert isinstance(second, SaveError)
     assert "are missing" in str(first)
     assert str(second) == str(first)
+
+
+def chosen_by_both(roots: tuple[Path, Path]) -> list[Any]:
+    """What each of two processes finds that look into a folder of their own; the exception of one that fails."""
+    pair = Pair()
+    with ThreadPoolExecutor(2) as pool:
+        halves = [pool.submit(newest_together, Half(rank, pair), roots[rank]) for rank in range(2)]
+        return [half.exception(timeout=30) or half.result() for half in halves]
+
+
+def written(root: Path, *steps: int) -> Path:
+    for step in steps:
+        save_checkpoint(root, step=step, owners={}, save_model=lambda directory: None, facts={}, keep=9)
+    return root
+
+
+def test_all_take_the_checkpoint_that_the_main_process_chooses(tmp_path: Path) -> None:
+    """Also one that sees a newer one, as on a file system that tells late what was removed."""
+    main, other = written(tmp_path / "main", 2), written(tmp_path / "other", 2, 4)
+    first, second = chosen_by_both((main, other))
+    assert (first.path, second.path) == (main / "step-00000002", other / "step-00000002")
+    assert chosen_by_both((tmp_path, other)) == [None, None]
+
+
+def test_a_checkpoint_that_is_seen_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, other = written(tmp_path / "main", 2, 4), written(tmp_path / "other", 2)
+    monkeypatch.setattr(shared_saving.time, "sleep", lambda seconds: written(other, 4))
+    assert [found.step for found in chosen_by_both((main, other))] == [4, 4]
+
+
+def test_a_checkpoint_that_is_not_seen_is_an_error_with_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_saving, "VISIBLE_SECONDS", 0.0)
+    main, other = written(tmp_path / "main", 2, 4), written(tmp_path / "other", 2)
+    first, second = chosen_by_both((main, other))
+    assert first.step == 4
+    assert isinstance(second, DataError)
+    assert str(second) == (
+        f"on {socket.gethostname()}, unlike for the first process: {other / 'step-00000004'}: MANIFEST.json is "
+        "missing; this is not a complete checkpoint"
+    )

@@ -9,8 +9,10 @@ from vamo_ft.assemble.run import Run, build_run
 from vamo_ft.assemble.surroundings import RunSurroundings
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DivergenceError
+from vamo_ft.core.protocols import Runtime
 from vamo_ft.data.mixture import Origin
 from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint
+from vamo_ft.training.shared_saving import newest_together
 from vamo_ft.training.state import RunState
 
 __all__ = ["train_run"]
@@ -48,10 +50,10 @@ def train_run(
         announce(run, checkpoint)
         if (error := _train(run)) is None:
             return run
-        diverged, origin = run.trainer.state, run.origin
+        diverged, origin, runtime = run.trainer.state, run.origin, run.runtime
         del run  # its memory is needed for its successor
         gc.collect()  # a model may stand in a cycle of references
-        checkpoint = _way_back(config, surroundings, error, diverged, origin)
+        checkpoint = _way_back(config, surroundings, error, diverged, origin, runtime)
         run = build_run(config, surroundings, checkpoint=checkpoint, allow_changes=allow_changes)
         state = run.trainer.state
         state.roll_back(diverged, step=error.step, factor=_FACTOR)
@@ -89,11 +91,13 @@ def _way_back(
     error: DivergenceError,
     diverged: RunState,
     origin: Callable[[int], Origin],
+    runtime: Runtime,
 ) -> Checkpoint:
-    """The checkpoint to go back to; raises the error, explained, where there is no use in it."""
-    checkpoint = newest_checkpoint(surroundings.checkpoints)
+    """The checkpoint to go back to, for all processes; raises the error, explained, where there is no use in it."""
+    may, root = config.training.on_divergence == "rollback", surroundings.checkpoints
+    checkpoint = newest_together(runtime, root) if may else newest_checkpoint(root)
     path, anew = None if checkpoint is None else checkpoint.path, "start anew with --fresh and a lower learning rate"
-    if config.training.on_divergence == "stop":
+    if not may:
         advice = f"{anew} (optimizer.learning_rate), or go on with training.on_divergence: rollback"
         raise explained(error, config, origin=origin, checkpoint=path, advice=advice)
     if diverged.rollbacks >= config.training.rollbacks:

@@ -28,7 +28,7 @@ from vamo_ft.config.compare import meaning_changes
 from vamo_ft.config.method import SvrgConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Stateful
+from vamo_ft.core.protocols import Runtime, Stateful
 from vamo_ft.core.sparse import SparseDirections
 from vamo_ft.data.mixture import Origin
 from vamo_ft.data.samples import TrainingSamples
@@ -61,6 +61,7 @@ class Run:
     trainer: Trainer
     loaded: LoadedModel
     parameters: TrainableParameters
+    runtime: Runtime
     evaluator: Evaluator | None
     origin: Callable[[int], Origin]
 
@@ -259,7 +260,14 @@ def build_run(
         state=state,
         ends_early=verdicts.ends_early,
     )
-    return Run(trainer=trainer, loaded=loaded, parameters=parameters, evaluator=evaluator, origin=source.origin)
+    return Run(
+        trainer=trainer,
+        loaded=loaded,
+        parameters=parameters,
+        runtime=runtime,
+        evaluator=evaluator,
+        origin=source.origin,
+    )
 
 
 def _courses(config: RunConfig) -> list[str]:

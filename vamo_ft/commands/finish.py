@@ -22,7 +22,7 @@ from vamo_ft.training.checkpoint import open_checkpoint
 from vamo_ft.training.ledger import peak_memory_bytes
 from vamo_ft.training.rundir import RunDirectory, sync_directory, sync_folder
 
-__all__ = ["Finished", "print_summary", "save_final_model", "write_run_report"]
+__all__ = ["Finished", "print_summary", "save_final_model", "way_on", "write_run_report"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -125,3 +125,11 @@ def write_run_report(directory: RunDirectory) -> None:
         _log.warning("%s: cannot be written (%s: %s)", directory.report, type(error).__name__, error)
     else:
         print(f"report: {directory.report}")
+
+
+def way_on(directory: RunDirectory) -> str:
+    """How a run goes on that did not come to its end."""
+    name = directory.root.name
+    return (
+        f"to go on, train {name} again with the same settings (after --fresh: with --set run.name={name} in its place)"
+    )

@@ -15,7 +15,7 @@ from rich.console import Console
 from vamo_ft.assemble import Run, RunSurroundings, build_trackers, train_run
 from vamo_ft.commands.assist import Part, assist
 from vamo_ft.commands.console import logging_to, patient_console
-from vamo_ft.commands.finish import Finished, print_summary, save_final_model, write_run_report
+from vamo_ft.commands.finish import Finished, print_summary, save_final_model, way_on, write_run_report
 from vamo_ft.commands.secrets import masked
 from vamo_ft.commands.validate import config_warnings
 from vamo_ft.config.load import dump_config
@@ -79,7 +79,7 @@ def train(
                 use_cache=use_cache,
             )
         else:
-            assist(config, part, signals=signals, allow_changes=allow_changes, use_cache=use_cache)
+            assist(config, part, signals=signals)
 
 
 def _lead(
@@ -142,7 +142,7 @@ def _train_or_resume(
                 for warning in config_warnings(config):
                     _log.warning("%s", warning)
                 checkpoint = _starting_point(directory, resume)
-                part.begin(config, directory, checkpoint)
+                part.begin(config, directory, checkpoint, allow_changes=allow_changes, use_cache=use_cache)
                 finished = _train(
                     config,
                     directory,
@@ -363,14 +363,12 @@ def _status_of(directory: RunDirectory, signals: StopSignals) -> Iterator[dict[s
         cause = signals.cause or "a signal to another process"
         directory.write_status("stopped", exit_code=error.exit_code, facts={"cause": cause})
         cause = "the time limit (training.max_seconds)" if cause == "time limit" else cause
-        raise StopRequested(
-            f"{error} by {cause}; to go on, train {directory.root.name} again with the same settings (after "
-            f"--fresh: with --set run.name={directory.root.name} in its place)"
-        ) from None
+        raise StopRequested(f"{error} by {cause}; {way_on(directory)}") from None
     except (ProcessLostError, DriftError) as error:
         last = "".join(f"; its last checkpoint is {path}" for path in checkpoint_folders(directory.checkpoints)[:1])
-        directory.write_status("failed", exit_code=error.exit_code, facts={"message": f"{error}{last}"})
-        raise type(error)(f"{error}{last}") from None
+        message = f"{error}{last}; {way_on(directory)}"
+        directory.write_status("failed", exit_code=error.exit_code, facts={"message": masked(message)})
+        raise type(error)(message) from None
     except VamoFtError as error:
         state = {3: "diverged", 4: "out_of_memory"}.get(error.exit_code, "failed")
         directory.write_status(state, exit_code=error.exit_code, facts={"message": masked(str(error))})

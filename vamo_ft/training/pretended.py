@@ -22,6 +22,7 @@ class PretendedProcesses(Processes):
     def __init__(self) -> None:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self._host = dist.group.WORLD
+        self._heartbeat = None
 
 
 @contextmanager

@@ -3,12 +3,18 @@
 Tensors travel through the group that accelerate made for their device; flags and figures of the host through one for
 the CPU, so that no question waits for a device. A process that fails leaves a note in the launcher's store before its
 connections close, and the others, which notice that at their next collective call, end for the same reason.
+
+Where one process works and the others wait, they wait on the host, for hours if need be, as long as it shows signs of
+life. No process comes much later than the others to what devices exchange.
 """
 
+import gc
 import json
 import os
 import signal
+import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -27,6 +33,7 @@ from vamo_ft.core.errors import (
     VamoFtError,
 )
 from vamo_ft.core.memory import is_allocation_failure
+from vamo_ft.training.heartbeat import Heartbeat
 
 __all__ = ["Processes", "lost_processes_explained", "world_size"]
 
@@ -34,7 +41,7 @@ _FAILURE, _DONE, _LEFT = "vamo_ft/failure", "vamo_ft/done", "vamo_ft/left"
 _SAVING_SECONDS = 600.0  # that the others give the main process to save a run that was stopped
 _ENDING_SECONDS = 10.0  # and to end for another reason
 _NOTE_SECONDS = 1.0  # in which a note is found where there is one
-_LONGEST_SILENCE = timedelta(hours=12)  # while one process tokenizes the data, or saves a checkpoint
+_LONGEST_SILENCE = timedelta(hours=12)  # of a living process that tokenizes the data, or saves a checkpoint
 _ERRORS = {error.exit_code: error for error in (UsageError, DivergenceError, DeviceMemoryError, StopRequested)}
 
 
@@ -50,6 +57,7 @@ class Processes:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self._host = dist.new_group(backend="gloo", timeout=_LONGEST_SILENCE)
         self._store = dist.distributed_c10d._get_default_store()
+        self._heartbeat: Heartbeat | None = Heartbeat(self._store, self.rank, self.count)
 
     @property
     def is_main(self) -> bool:
@@ -73,7 +81,7 @@ class Processes:
         """Replaces each tensor by the main process's."""
         for tensor in tensors:
             with lost_processes_explained():
-                dist.broadcast(tensor, src=0, group=self._group(tensor))
+                self._finish(dist.broadcast(tensor, src=0, group=self._group(tensor), async_op=True), tensor)
 
     def agreed(self, value: Any) -> Any:
         """The main process's JSON value."""
@@ -97,7 +105,15 @@ class Processes:
 
     def _reduce(self, tensor: Tensor, operation: Any) -> None:
         with lost_processes_explained():
-            dist.all_reduce(tensor, op=operation, group=self._group(tensor))
+            self._finish(dist.all_reduce(tensor, op=operation, group=self._group(tensor), async_op=True), tensor)
+
+    def _finish(self, work: Any, tensor: Tensor) -> None:
+        """Waits for an exchange; of one on the host, as long as the others live."""
+        if tensor.device.type != "cpu" or self._heartbeat is None:
+            work.wait()
+            return
+        while not _done_within(work, self._heartbeat.between):
+            self._heartbeat.check()
 
     @contextmanager
     def ending_together(self) -> Iterator[None]:
@@ -116,11 +132,13 @@ class Processes:
                 self.any(False)  # nobody leaves, and has a launcher end the others, before the main process is done
         except BaseException as error:
             self._tell(error)
-            told = self._leave(_SAVING_SECONDS if isinstance(error, StopRequested) else _ENDING_SECONDS)
+            told = self._leave(error, _SAVING_SECONDS if isinstance(error, StopRequested) else _ENDING_SECONDS)
             code = _code_of(error)
             if self.is_main or not told or code is None or isinstance(error, ProcessLostError):
                 raise
             raise SystemExit(code) from None
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         dist.destroy_process_group()
 
     @contextmanager
@@ -132,6 +150,12 @@ class Processes:
             note = self._note()
             raise (lost if note is None else _error_of(note)) from None
 
+    def _asked_store(self) -> Any:
+        """The store; raises `RuntimeError` where it is known not to answer."""
+        if self._heartbeat is not None and not self._heartbeat.store_answers:
+            raise RuntimeError("the store does not answer")
+        return self._store
+
     def _tell(self, error: BaseException) -> None:
         """Leaves a note, unless another process was first."""
         code, text = _code_of(error), str(error)
@@ -140,19 +164,19 @@ class Processes:
         if not self.is_main:
             text = f"process {self.rank}: {text}"
         with suppress(RuntimeError):  # the store may be gone with the main process
-            self._store.compare_set(_FAILURE, "", json.dumps([code, text]))
+            self._asked_store().compare_set(_FAILURE, "", json.dumps([code, text]))
 
     def _note(self) -> list[Any] | None:
         with suppress(RuntimeError):
             deadline = time.monotonic() + _NOTE_SECONDS
             while time.monotonic() < deadline:
-                if self._store.check([_FAILURE]):
-                    note: list[Any] = json.loads(self._store.get(_FAILURE))
+                if self._asked_store().check([_FAILURE]):
+                    note: list[Any] = json.loads(self._asked_store().get(_FAILURE))
                     return note
                 time.sleep(0.05)
         return None
 
-    def _leave(self, patience: float) -> bool:
+    def _leave(self, error: BaseException, patience: float) -> bool:
         """Closes the connections; the main process, which may hold the store, goes last, and before that is waited for.
 
         A launcher ends all processes as soon as one has failed, so that nobody may go before the run is saved.
@@ -160,24 +184,77 @@ class Processes:
         Returns:
             Whether the main process has come to its end, as far as can be told.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):  # of a launcher, which would change the exit code
-            signal.signal(number, signal.SIG_IGN)
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
-        del self._host  # its connections close with the last reference, and only then the others know
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # of a launcher, which would change the exit code
+                signal.signal(number, signal.SIG_IGN)
+        closing = self._close(error)
+        try:
+            return self._wait_for_main(patience)
+        finally:
+            for thread in closing:
+                thread.join(timeout=_NOTE_SECONDS)
+
+    def _close(self, error: BaseException) -> list[threading.Thread]:
+        """Closes the connections, by which the others know that this process has failed.
+
+        A group's close with the last reference to it, which the error's frames must not hold. What is still on its way
+        through them may never arrive: that is waited for in threads, which end with the process.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        _clear_frames(error)
+        gc.collect()  # a model that holds the devices' group may stand in a cycle of references
+        host = [self._host]
+        del self._host
+        with suppress(RuntimeError, ValueError):
+            dist.destroy_process_group(host[0])
+        closing = [threading.Thread(target=close, daemon=True) for close in (host.clear, _end_device_group)]
+        for thread in closing:
+            thread.start()
+        return closing
+
+    def _wait_for_main(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
         with suppress(RuntimeError):
             if self.is_main:
-                self._store.set(_DONE, "")
+                self._asked_store().set(_DONE, "")
                 deadline = time.monotonic() + _NOTE_SECONDS
-                while self._store.add(_LEFT, 0) < self.count - 1 and time.monotonic() < deadline:
+                while self._asked_store().add(_LEFT, 0) < self.count - 1 and time.monotonic() < deadline:
                     time.sleep(0.05)
                 return True
-            while not (done := self._store.check([_DONE])) and time.monotonic() < deadline:
+            while not (done := self._asked_store().check([_DONE])) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            self._store.add(_LEFT, 1)
+            self._asked_store().add(_LEFT, 1)
             return bool(done)
         return True  # the store went with the main process
+
+
+def _done_within(work: Any, seconds: timedelta) -> bool:
+    """Whether an exchange on the host comes to its end in that time; raises what ended it where that was a failure."""
+    try:
+        work.wait(seconds)
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()
+    return True
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Drops the local variables of all frames that the error, and those which led to it, have left."""
+    told: BaseException | None = error
+    while told is not None:
+        traceback.clear_frames(told.__traceback__)
+        told = told.__cause__ or told.__context__
+
+
+def _end_device_group() -> None:
+    """NCCL would wait for what is under way on the device; it is given up."""
+    with suppress(RuntimeError, ValueError):
+        if "nccl" in dist.get_backend():
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
 
 
 def _code_of(error: BaseException) -> int | None:
@@ -200,8 +277,7 @@ def lost_processes_explained() -> Iterator[None]:
         if is_allocation_failure(error) or not _is_lost_connection(error):
             raise
         raise ProcessLostError(
-            "another process of the run was lost (killed, out of memory on its machine, or cut off); the run goes on "
-            "from its last checkpoint when it is started again with the same command"
+            "another process of the run was lost (killed, out of memory on its machine, or cut off)"
         ) from None
 
 

@@ -74,8 +74,7 @@ class ReplicaCheck(Callback):
             raise DriftError(
                 f"step {state.step}: the processes do not hold the same parameters any more ({len(differ)} of "
                 f"{len(names)} tensors differ, such as {names[differ[0]]}): a device, a driver or an operation "
-                "computed another result in one of them; the run goes on from its last checkpoint, which is from "
-                "before, when it is started again with the same command"
+                "computed another result in one of them; nothing was saved since"
             )
 
     def _bit_sums(self) -> Tensor:

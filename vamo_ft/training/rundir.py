@@ -100,12 +100,13 @@ class RunDirectory:
         self._lock = self._lease = None
 
     @property
-    def mark(self) -> str | None:
-        """Tells this folder, while a process holds it, from one of the same name on another disk; None: nobody does."""
-        try:
-            return self._lease_file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
+    def mark(self) -> str:
+        """Tells this folder, while a process holds it, from one of the same name on another disk.
+
+        Raises:
+            OSError: nobody does, or the lease cannot be read.
+        """
+        return self._lease_file.read_text(encoding="utf-8", errors="replace")
 
     def check_held(self) -> None:
         """Asked before anything is written that another process may have taken over: nothing of its run is touched.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -52,7 +53,8 @@ _OF_ACCELERATE = {
 _connected: ContextVar[Processes | None] = ContextVar("connected", default=None)
 """Those of the block: to connect them again would wait for one that is gone by then."""
 
-_LONGEST_SILENCE = timedelta(hours=12)  # a process that is gone is noticed at once; one that is slow is waited for
+_LATEST = timedelta(minutes=30)
+"""After the first process comes the last one to what devices exchange; long waits are on the host (`Processes`)."""
 
 
 def refuse_launchers() -> None:
@@ -89,7 +91,7 @@ def connected() -> Iterator[Processes | None]:
             "with accelerate launch or torchrun"
         )
     try:
-        PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_SILENCE)
+        PartialState(cpu=not torch.cuda.is_available(), timeout=_LATEST)
         processes = Processes()
     except (RuntimeError, ValueError) as error:
         raise UsageError(
@@ -125,6 +127,7 @@ def build_runtime(*, autocast: torch.dtype | None, fsdp: bool = False) -> Runtim
     return ShardedRuntime(processes, local) if fsdp else AcceleratedRuntime(processes, local)
 
 
+@cache  # a rollback builds another runtime
 def _warn_of_what_is_not_read(*, fsdp: bool) -> None:
     """`accelerate config` asks about more than devices; a run is told by its own file alone."""
     told = {name: os.environ.get(f"ACCELERATE_{name}", "no").lower() for name in _OF_ACCELERATE}
@@ -180,6 +183,7 @@ class AcceleratedRuntime:
         Weights of the loss are those of the whole step, so that the sum is its gradient however samples are shared out.
         Values are sent tensor by tensor: DDP itself would join them first, half a gigabyte at a time.
         """
+        self.any(False)  # one may have read its model much later
         with lost_processes_explained(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions give the argument another name
             wrapped = DistributedDataParallel(module, broadcast_buffers=False, init_sync=False)

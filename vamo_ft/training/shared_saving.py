@@ -1,14 +1,20 @@
-"""Checkpoints of several processes, which all know whether one was saved."""
+"""Checkpoints of several processes, which all know whether one was saved, and go on from the same."""
 
+import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vamo_ft.core.errors import SaveError
+from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.protocols import Runtime, StateDict
+from vamo_ft.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from vamo_ft.training.disk import disk_error
 from vamo_ft.training.state_files import split_state, write_parts
 
-__all__ = ["save_together"]
+__all__ = ["VISIBLE_SECONDS", "newest_together", "open_written", "save_together"]
+
+VISIBLE_SECONDS = 90.0
+"""After which a network file system shows what another machine has written."""
 
 WriteOthers = Callable[[Path], None]
 """Has the other processes write their parts into a folder, and returns when they have."""
@@ -69,3 +75,30 @@ def _follow(runtime: Runtime, owners: Mapping[str, StateDict]) -> None:
         runtime.any(failed)
     if (message := runtime.agreed(None)) is not None:
         raise SaveError(message)
+
+
+def newest_together(runtime: Runtime, root: Path) -> Checkpoint | None:
+    """The newest intact checkpoint in `root` that the main process sees, opened by every process; collective.
+
+    Raises:
+        DataError: this process does not see it.
+    """
+    found = newest_checkpoint(root) if runtime.is_main else None
+    name = runtime.agreed(None if found is None else found.path.name)
+    return found if runtime.is_main or name is None else open_written(root / name)
+
+
+def open_written(path: Path) -> Checkpoint:
+    """A checkpoint that the main process has opened; waits `VISIBLE_SECONDS` for it to be seen as a whole.
+
+    Raises:
+        DataError: it is not; names this machine.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while True:
+        try:
+            return open_checkpoint(path)
+        except DataError as error:
+            if time.monotonic() >= deadline:
+                raise DataError(f"on {socket.gethostname()}, unlike for the first process: {error}") from None
+        time.sleep(1.0)
