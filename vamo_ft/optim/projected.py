@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, StateDict
+from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Estimate, ProjectedGradient, ProjectedUpdate
 from vamo_ft.optim.carriers import Carriers, update_rounding
 from vamo_ft.optim.decay import decays
@@ -67,9 +68,12 @@ class ProjectedSgd:
         return {"grad_norm": norm}
 
     def replay(self, update: ProjectedUpdate) -> None:
-        """Makes an update that is known already; from the same parameters it leads to the same ones, bit for bit."""
+        """Makes an update that is known already; from the same parameters it leads to the same ones, bit for bit.
+
+        Its coefficients may be in host memory, as those of a seed log are.
+        """
         decay, keys = 1 - update.learning_rate * self._weight_decay, update.gradient.keys
-        coefficients = -update.learning_rate * update.gradient.coefficients
+        coefficients = -update.learning_rate * to_device(update.gradient.coefficients, self._parameters.device)
 
         def move(tensors: Sequence[Tensor], indices: Sequence[int]) -> None:
             self._directions.axpy_(
