@@ -27,7 +27,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.kernels import COMPILER_BYTES
 from vamo_ft.core.runtime import LocalRuntime
-from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.stack import stacked_layers
 from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
@@ -270,7 +270,7 @@ class MemoryPlanner:
         supports = [tuple(range(len(parameters.tensors)))]
         if structure == "block":
             blocks = model_blocks(module, parameters)
-            in_layers = {id(p) for stack in layer_stacks(module) for layer in stack for p in layer.parameters()}
+            in_layers = {id(p) for layer in stacked_layers(module) for p in layer.parameters()}
             largest = max(blocks, key=lambda block: sum(parameters.tensors[index].numel() for index in block.indices))
             layers = [block for block in blocks if id(parameters.tensors[block.indices[0]]) in in_layers]
             supports = [block.indices for block in {block.name: block for block in (largest, *layers[-1:])}.values()]
