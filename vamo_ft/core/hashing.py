@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vamo_ft.core.transfer import to_device
 
-__all__ = ["BLOCK", "Domain", "HashKey", "block_words", "hashed", "philox", "random_bits"]
+__all__ = ["BLOCK", "Domain", "HashKey", "block_words", "hashed", "permutation", "philox", "random_bits"]
 
 Word = TypeVar("Word", int, Tensor)
 
@@ -106,6 +106,11 @@ def random_bits(key: HashKey, start: int, stop: int, *, device: torch.device, la
     bits = hashed(element, words[:, :1], words[:, 1:]).flatten()  # (blocks * columns,)
     skipped = start - (first * BLOCK + low)
     return bits[skipped : skipped + stop - start]
+
+
+def permutation(size: int, key: HashKey) -> Tensor:
+    """(size,) int64: the numbers below `size` sorted by the random bits of `key`, equal bits in their own order."""
+    return torch.argsort(random_bits(key, 0, size, device=torch.device("cpu")), stable=True)
 
 
 def _mix(x: Tensor) -> Tensor:
