@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from vamo_ft.core.dense import dense_sum
 from vamo_ft.core.errors import UsageError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
@@ -71,7 +71,7 @@ class ForwardGradient:
         Raises:
             UsageError: the model has an operation that cannot be differentiated forward.
         """
-        keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
+        keys = direction_keys(self._seed, step, self._num_probes)
         weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
         own = [batch.to(self._runtime.device) for batch in self._runtime.mine(micro_batches)]
         totals = torch.stack([self._evaluate(own, key) for key in keys])  # (q, 2)

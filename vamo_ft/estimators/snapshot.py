@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError, VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
@@ -194,8 +194,7 @@ class Snapshots:
 
     def keys(self, snapshot: Snapshot) -> tuple[HashKey, ...]:
         """The q directions."""
-        seed, count = self._settings.seed, self._settings.num_probes
-        return tuple(HashKey(seed, Domain.DIRECTION, snapshot.step, probe) for probe in range(count))
+        return direction_keys(self._settings.seed, snapshot.step, self._settings.num_probes)
 
     def samples(self, source: SampleSource, snapshot: Snapshot) -> tuple[list[int], Reference]:
         """The samples to score, and those among them whose mean stands for the full data."""

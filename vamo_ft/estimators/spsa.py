@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from vamo_ft.core.errors import VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import direction_keys
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
@@ -62,7 +62,7 @@ class Spsa:
             VamoFtError: the losses do not depend on a perturbation of everything, and are not piecewise constant. (That
                 of one block may be lost in rounding: a step of zero.)
         """
-        keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
+        keys = direction_keys(self._seed, step, self._num_probes)
         derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)
         if not self._piecewise_constant and not derivatives.any() and self._probe.reaches_all(keys):
             raise VamoFtError(

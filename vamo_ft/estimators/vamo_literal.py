@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError, UsageError, VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import Domain, HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
@@ -250,7 +250,4 @@ class VamoLiteral:
 
     def _keys(self, snapshot: _Snapshot, sample: Batch) -> tuple[HashKey, ...]:
         (index,), probes = sample.indices, self._settings.num_probes
-        first = index * probes
-        return tuple(
-            HashKey(self._settings.seed, Domain.DIRECTION, snapshot.step, first + probe) for probe in range(probes)
-        )
+        return direction_keys(self._settings.seed, snapshot.step, probes, first=index * probes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError, VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
@@ -189,8 +189,7 @@ class ZoSvrg:
             )
 
     def _keys(self, step: int, *, first: int) -> tuple[HashKey, ...]:
-        seed, count = self._settings.seed, self._settings.num_probes
-        return tuple(HashKey(seed, Domain.DIRECTION, step, probe) for probe in range(first, first + count))
+        return direction_keys(self._settings.seed, step, self._settings.num_probes, first=first)
 
     def _begin(self, step: int) -> _Snapshot:
         sums = torch.zeros(self._settings.num_probes, dtype=torch.float64, device=self._runtime.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 from vamo_ft.assemble import Subject
 from vamo_ft.core.blocks import BlockDirections
 from vamo_ft.core.directions import HashedDirections
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import Domain, HashKey, direction_keys
 from vamo_ft.core.second_moment import SecondMoment
 from vamo_ft.estimators.probes import Difference, LossProbe
 from vamo_ft.studies.captured import DirectionSet, measure_gradient_noise
@@ -103,13 +103,14 @@ def diagnose(subject: Subject, *, samples: int, steps: int, batches: int) -> Dia
         subject.vamo.prepare(held_out, steps)
         size, keys = subject.vamo.eps, subject.vamo.keys
     else:
-        size, keys = subject.eps, _keys(subject, Domain.DIRECTION, steps)
+        size, keys = subject.eps, direction_keys(subject.seed, steps, subject.num_probes)
     assert size is not None
 
     pool = _pool(subject, drawn, samples=samples, step=first + batches)
+    others = tuple(HashKey(subject.seed, Domain.DIAGNOSIS, 1, probe) for probe in range(subject.num_probes))
     sets = {
         "configured": DirectionSet(subject.directions, keys),
-        "isotropic": DirectionSet(HashedDirections(subject.parameters), _keys(subject, Domain.DIAGNOSIS, 1)),
+        "isotropic": DirectionSet(HashedDirections(subject.parameters), others),
     }
     if informed.directions is not None:
         if informed.directions is not subject.directions:
@@ -168,10 +169,6 @@ def diagnose(subject: Subject, *, samples: int, steps: int, batches: int) -> Dia
         verdict=verdict,
         size_verdict=judge_size(key, size, recommended=errors[0].recommended, usable=errors[0].usable),
     )
-
-
-def _keys(subject: Subject, domain: Domain, step: int) -> tuple[HashKey, ...]:
-    return tuple(HashKey(subject.seed, domain, step, probe) for probe in range(subject.num_probes))
 
 
 def _distinct(drawn: Sequence[Sequence[int]]) -> list[int]:
