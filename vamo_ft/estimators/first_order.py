@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import UsageError
@@ -11,8 +10,7 @@ from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.runtime import seeded_generator
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.core.types import Batch, Estimate, Work, total_count
 from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["FirstOrder"]
@@ -48,7 +46,7 @@ class FirstOrder:
         self._parameters.clear_gradients()
         self._losses.train()
         device = self._runtime.device
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
+        weight = total_count(micro_batches, device)
         passes = self._runtime.passes(list(enumerate(micro_batches)))
         losses: list[Tensor] = []
         for number, ((position, batch), counts) in enumerate(passes, start=1):

@@ -17,8 +17,7 @@ from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 
 __all__ = ["ForwardGradient"]
 
@@ -72,7 +71,7 @@ class ForwardGradient:
             UsageError: the model has an operation that cannot be differentiated forward.
         """
         keys = direction_keys(self._seed, step, self._num_probes)
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
+        weight = total_count(micro_batches, self._runtime.device)
         own = [batch.to(self._runtime.device) for batch in self._runtime.mine(micro_batches)]
         totals = torch.stack([self._evaluate(own, key) for key in keys])  # (q, 2)
         self._runtime.sum_([totals])

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.spsa import Spsa
 
@@ -97,8 +96,7 @@ class Addax:
         for _, part in parts:
             if part.projected is not None:
                 self._add(part.projected)
-        weights = torch.stack([torch.cat([batch.counts for batch in batches]).double().sum() for batches, _ in parts])
-        weights = to_device(weights, self._runtime.device)
+        weights = torch.stack([total_count(batches, self._runtime.device) for batches, _ in parts])
         losses = torch.stack([part.loss for _, part in parts])
         metrics: dict[str, Tensor | float] = {"long_share": sum(is_long) / len(indices)}
         for _, part in parts:

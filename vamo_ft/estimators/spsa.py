@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from vamo_ft.core.errors import VamoFtError
 from vamo_ft.core.hashing import direction_keys
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
 
 __all__ = ["Spsa"]
@@ -69,7 +66,7 @@ class Spsa:
                 f"step {step + 1}: the loss of every sample is the same to the last bit at all probe points; the "
                 "perturbation does not reach the model (method.eps too small for the precision, or frozen parameters)"
             )
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
+        weight = total_count(micro_batches, self._runtime.device)
         coefficients = derivatives.sum(0) / weight  # (q,)
         return Estimate(
             loss=total / weight,

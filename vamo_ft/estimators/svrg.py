@@ -16,7 +16,7 @@ from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.core.types import Batch, Estimate, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
 
@@ -202,7 +202,7 @@ class Svrg:
     def _correct(self, snapshot: _Snapshot, base: Shelf, micro_batches: Sequence[Batch], *, alpha: float) -> None:
         """`.grad -= alpha / D * sum_{i in I} (grad L_i(xs) - t_i grad f(xs))`, with no second gradient buffer."""
         device = self._runtime.device
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
+        weight = total_count(micro_batches, device)
         divisor = weight
         if self._settings.normaliser == "data":
             samples = sum(len(batch) for batch in micro_batches)

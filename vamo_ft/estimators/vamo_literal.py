@@ -16,8 +16,7 @@ from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.core.types import Batch, Estimate, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses
 from vamo_ft.estimators.probes import LossProbe, probe_points
@@ -159,7 +158,7 @@ class VamoLiteral:
             part = slice(first, first + _TOGETHER)
             rounding = HashKey(self._settings.seed, Domain.ROUNDING, step, _CORRECTION + first)
             self._directions.axpy_(gradients, -scale * coefficients[part], keys[part], rounding=rounding)
-        counts = to_device(torch.cat([sample.counts for sample in samples]), self._runtime.device).double().sum()
+        counts = total_count(samples, self._runtime.device)
         for gradient, total in zip(gradients, snapshot.total, strict=True):
             gradient += (scale * counts / snapshot.weight) * total
         return Estimate(
@@ -229,7 +228,7 @@ class VamoLiteral:
                 coefficients = self._coefficients(snapshot, sample)
                 keys = self._keys(snapshot, sample)
                 self._directions.axpy_(snapshot.total, drawn * coefficients, keys)
-                snapshot.weight += drawn * to_device(sample.counts, self._runtime.device).double().sum()
+                snapshot.weight += drawn * total_count([sample], self._runtime.device)
                 snapshot.scoring.work += self._probe.work([sample], self._points, keys)
         if not all_finite(snapshot.total):
             raise DivergenceError(

@@ -16,7 +16,7 @@ from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
 from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
 from vamo_ft.estimators.sharing import put_together
@@ -132,7 +132,7 @@ class ZoSvrg:
         """4q (central) or 2q + 2 (forward) forward passes per sample; one in the snapshot's own step."""
         snapshot, settings = self._snapshot, self._settings
         assert snapshot is not None and snapshot.base is not None, "prepare comes first"
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
+        weight = total_count(micro_batches, self._runtime.device)
         full = snapshot.sums / snapshot.weight  # (q,) C
         full_keys = self._keys(snapshot.step, first=settings.num_probes)
         metrics: dict[str, Tensor | float] = {
