@@ -316,8 +316,7 @@ def _with_new_name(config: RunConfig) -> RunConfig:
 
 
 def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
-    status = directory.read_status()
-    if status is None or status.get("state") != "finished" or not directory.config.is_file():
+    if directory.read_status().get("state") != "finished" or not directory.config.is_file():
         return False
     if not directory.model.is_dir():  # somebody removed it: it is written again from the last checkpoint
         return False

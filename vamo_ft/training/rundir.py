@@ -16,7 +16,7 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.training.disk import is_full
 from vamo_ft.training.lease import Holder, Lease, living_holder
 
-__all__ = ["RunDirectory", "environment", "sync_directory", "sync_folder", "write_json", "write_text"]
+__all__ = ["RunDirectory", "environment", "read_json", "sync_directory", "sync_folder", "write_json", "write_text"]
 
 _log = logging.getLogger("vamo_ft")
 _PACKAGES = ("vamo-ft", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
@@ -144,13 +144,9 @@ class RunDirectory:
             # The run may still go on, or has a more important thing to say.
             _log.warning("%s: cannot be written (%s)", self.status, error.strerror)
 
-    def read_status(self) -> dict[str, Any] | None:
-        """What `write_status` wrote last; None if there is none that can be read."""
-        try:
-            status = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return status if isinstance(status, dict) else None
+    def read_status(self) -> dict[str, Any]:
+        """What `write_status` wrote last; empty if there is none that can be read."""
+        return read_json(self.status)
 
 
 def environment(device_name: str) -> dict[str, Any]:
@@ -168,6 +164,15 @@ def environment(device_name: str) -> dict[str, Any]:
         "device": device_name,
         "cpu_count": os.cpu_count(),
     }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that `path` holds; empty where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
