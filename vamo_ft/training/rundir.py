@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.training.disk import is_full
 from vamo_ft.training.lease import Holder, Lease, living_holder
 
-__all__ = ["RunDirectory", "environment", "read_json", "sync_directory", "sync_folder", "write_json", "write_text"]
+__all__ = [
+    "RunDirectory",
+    "environment",
+    "read_json",
+    "sync_directory",
+    "sync_folder",
+    "unused",
+    "write_json",
+    "write_text",
+]
 
 _log = logging.getLogger("vamo_ft")
 _PACKAGES = ("vamo-ft", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
@@ -147,6 +157,15 @@ class RunDirectory:
     def read_status(self) -> dict[str, Any]:
         """What `write_status` wrote last; empty if there is none that can be read."""
         return read_json(self.status)
+
+
+def unused(folder: Path) -> Path:
+    """The first of `folder`, `folder-2`, `folder-3` ... that is not there yet."""
+    found, number = folder, 1
+    while exists(found):  # unlike Path.exists, false where it may not be seen
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
 
 
 def environment(device_name: str) -> dict[str, Any]:
