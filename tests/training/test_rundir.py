@@ -58,7 +58,6 @@ def test_status(tmp_path: Path) -> None:
     assert json.loads(run.status.read_text())["exit_code"] is None
     run.write_status("stopped", exit_code=75, facts={"step": 4})
     status = run.read_status()
-    assert status is not None
     assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 75, 4)
     run.status.write_text('{"state": "st')
     assert run.read_status() == {}
