@@ -181,7 +181,7 @@ class MemoryPlanner:
         if not self._on_host and offloaded_bytes(config, self._parts.parameters):
             copy = _most_lent([tensor.nbytes for tensor in tensors])
             sums = _FULL_GRADIENT * self._parts.parameters.num_held  # on the device while a pass adds to them
-            if isinstance(method, VamoConfig) and method.directions.structure == "gradient_subspace":
+            if isinstance(method, VamoConfig) and method.structure == "gradient_subspace":
                 rows = [4 * 2 * method.probes * tensor.numel() for tensor in tensors]
                 lent = 2 * _most_lent(rows)  # of a sketch, to form the products of its rows
         match method:
@@ -250,12 +250,7 @@ class MemoryPlanner:
         return self._training[key]
 
     def _probed(self, config: RunConfig, size: int | None) -> Peak:
-        method = config.method
-        structure = (
-            "full"
-            if isinstance(method, VamoLiteralConfig | FirstOrderConfig | SvrgConfig)
-            else (method.directions.structure)
-        )
+        structure = config.method.structure or "full"
         key = structure, size
         if key not in self._probes:
             batch, several = self._largest(size)

@@ -118,7 +118,7 @@ def build_subject(config: RunConfig, progress: Progress, *, use_cache: bool = Tr
     )
     vamo = estimator if isinstance(estimator, Vamo) else None
     first_order = FirstOrder(parts.objective, parts.parameters, parts.runtime, seed=config.run.seed)
-    radius = method.directions.structure == "gradient_subspace"
+    radius = method.structure == "gradient_subspace"
     size = method.radius if isinstance(method, VamoConfig) and radius else method.eps
     return Subject(
         objective=parts.objective,
@@ -160,9 +160,9 @@ def _snapshot_plan(method: VamoConfig, source: TrainingSamples) -> SnapshotPlan:
     epochs = float(every.count) if every.unit == "epoch" else every.count * size / drawn
     steps = every.count if every.unit == "step" else math.ceil(every.count * drawn / size)
     scored = source.num_samples
-    if method.snapshot.set != "all":
+    if method.snapshot.subset is not None:
         ahead = 0 if method.source == "recompute" else steps * size
-        scored = min(source.num_samples, method.snapshot.set.subset + ahead)
+        scored = min(source.num_samples, method.snapshot.subset + ahead)
     if method.snapshot.refresh == "adaptive":
         points = len(probe_points(method.difference, num_probes=method.probes, eps=1.0))
         epochs = max(epochs, points * scored / (method.snapshot.budget * drawn))

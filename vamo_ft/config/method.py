@@ -40,6 +40,12 @@ class MethodSection(Section):
     projected: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = True
 
+    @property
+    def structure(self) -> Structure | None:
+        """Of its directions; None where they have no section, or there are none."""
+        directions: DirectionsConfig | None = getattr(self, "directions", None)
+        return None if directions is None else directions.structure
+
 
 class FirstOrderConfig(MethodSection):
     """Back-propagation. `sgd`, `adamw` and `adagrad` also choose the optimizer of that name."""
