@@ -38,11 +38,14 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         UsageError: it has no layers that could be streamed.
         DeviceMemoryError: the device is too small for it.
     """
-    num_labels = len(config.data.format.classes) if config.model.task == "sequence_classification" else None
     shared_out = runtime.share[1] > 1
     if runtime.is_main or not shared_out:
         loaded = load_model(
-            config.model, offline=config.run.offline, seed=config.run.seed, num_labels=num_labels, weights=weights
+            config.model,
+            offline=config.run.offline,
+            seed=config.run.seed,
+            num_labels=config.num_labels,
+            weights=weights,
         )
         if shared_out:
             runtime.agreed(trained_in_full(loaded.model))
@@ -50,12 +53,11 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None)
         loaded = load_hollow(
             config.model,
             offline=config.run.offline,
-            num_labels=num_labels,
+            num_labels=config.num_labels,
             weights=weights,
             modules_to_save=runtime.agreed(None),
         )
-    if config.data.chat_template is not None:
-        set_chat_template(loaded.tokenizer, config.data.chat_template)
+    set_chat_template(loaded.tokenizer, config.data.chat_template)
     with memory_explained("bringing the model to the device", remedy=_SMALLER):
         if config.training.stream_layers:
             resident = resident_parameters(config, loaded)

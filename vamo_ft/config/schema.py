@@ -156,6 +156,11 @@ class RunConfig(Section):
     compare: CompareConfig | None = Field(None, description="methods that 'vamo-ft compare' compares")
 
     @property
+    def num_labels(self) -> int | None:
+        """Classes of a classifier head; None: the model has none."""
+        return len(self.data.format.classes) if self.model.task == "sequence_classification" else None
+
+    @property
     def why_not_streamed(self) -> str | None:
         """Why `training.stream_layers` cannot be true; None: it can."""
         return why_not_streamed(self.method, self.optimizer, quantized=self.model.quantization is not None)
