@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError
-from vamo_ft.core.offload import Shelf, shelved
+from vamo_ft.core.offload import Shelf, shelved, shelved_zeros
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
@@ -159,16 +159,8 @@ class Svrg:
 
     def _begin(self, step: int) -> _Snapshot:
         self._snapshot = None  # the former one need not be kept while there are sums of a new one
-        device = self._runtime.device
-        sums = Shelf(
-            (
-                torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-                for tensor in self._parameters.tensors
-            ),
-            device=device,
-            offload=False,
-        )
-        weight = torch.zeros((), dtype=torch.float64, device=device)
+        sums = shelved_zeros(self._parameters)
+        weight = torch.zeros((), dtype=torch.float64, device=self._runtime.device)
         return _Snapshot(step=step, sums=sums, weight=weight, scoring=self._passes.begin())
 
     def _score(self, source: SampleSource, snapshot: _Snapshot) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError, UsageError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey, direction_keys
-from vamo_ft.core.offload import Shelf, shelved
+from vamo_ft.core.offload import Shelf, shelved, shelved_zeros
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
@@ -201,16 +201,11 @@ class VamoLiteral:
             )
 
     def _begin(self, step: int) -> _Snapshot:
-        device = self._runtime.device
-        total = (
-            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-            for tensor in self._parameters.tensors
-        )
         return _Snapshot(
             step=step,
             base=shelved(self._parameters, offload=self._settings.offload),
-            total=Shelf(total, device=device, offload=False),
-            weight=torch.zeros((), dtype=torch.float64, device=device),
+            total=shelved_zeros(self._parameters),
+            weight=torch.zeros((), dtype=torch.float64, device=self._runtime.device),
             scoring=self._passes.begin(),
         )
 
