@@ -18,7 +18,7 @@ from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.training.best import best_model
-from vamo_ft.training.checkpoint import open_checkpoint
+from vamo_ft.training.checkpoint import checkpoint_path, open_checkpoint
 from vamo_ft.training.ledger import peak_memory_bytes
 from vamo_ft.training.rundir import RunDirectory, sync_directory, sync_folder
 
@@ -77,9 +77,8 @@ def save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Ma
 
 
 def _saved_model(directory: RunDirectory, step: int) -> Path:
-    path = directory.checkpoints / f"step-{step:08d}"
     try:
-        return open_checkpoint(path).model_dir
+        return open_checkpoint(checkpoint_path(directory.checkpoints, step)).model_dir
     except DataError as error:  # checkpoint.on_error: continue went over it
         raise SaveError(
             f"{directory.model}: was not written: with training.fsdp it is the model of the last checkpoint, which is "
