@@ -1,7 +1,7 @@
 """A configured method on its model and data, laid open for measurements."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -14,9 +14,10 @@ from vamo_ft.config.method import OPTIMIZERS, FirstOrderConfig, SpsaConfig, Vamo
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
+from vamo_ft.core.micro_batches import micro_batches_of
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Progress, Runtime, SampleSource, UpdateRule
-from vamo_ft.core.types import Work
+from vamo_ft.core.types import Batch, Work
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import Difference, probe_points
@@ -79,6 +80,10 @@ class Subject:
     flops: Callable[[Work], int]
     seed: int
     progress: Progress
+
+    def micro_batches(self, indices: Sequence[int]) -> list[Batch]:
+        """The samples in batches of the run's size of a pass."""
+        return micro_batches_of(self.source, indices, self.micro_batch_size)
 
 
 def build_subject(config: RunConfig, progress: Progress, *, use_cache: bool = True) -> Subject:

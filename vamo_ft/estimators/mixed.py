@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vamo_ft.core.micro_batches import micro_batches_of
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
@@ -79,17 +80,14 @@ class Addax:
         assert source is not None, "prepare comes first"
         indices = [index for batch in micro_batches for index in batch.indices]
         size = max(len(batch) for batch in micro_batches)
-        is_long = [source.length(index) > self._boundary for index in indices]
-        long, short = (
-            _batches(source, [index for index, flag in zip(indices, is_long, strict=True) if flag is kind], size)
-            for kind in (True, False)
-        )
+        long = [index for index in indices if source.length(index) > self._boundary]
+        short = [index for index in indices if source.length(index) <= self._boundary]
         self._parameters.clear_gradients()
         parts: list[tuple[Sequence[Batch], Estimate]] = []
-        if long:
-            parts.append((long, self._zeroth_order.estimate(long, step)))
-        if short:
-            parts.append((short, self._first_order.estimate(short, step)))
+        for samples, estimator in ((long, self._zeroth_order), (short, self._first_order)):
+            if samples:
+                batches = micro_batches_of(source, samples, size)
+                parts.append((batches, estimator.estimate(batches, step)))
         for tensor in self._parameters.tensors:
             if tensor.grad is not None:
                 tensor.grad.mul_(1 - self._weight)
@@ -98,7 +96,7 @@ class Addax:
                 self._add(part.projected)
         weights = torch.stack([total_count(batches, self._runtime.device) for batches, _ in parts])
         losses = torch.stack([part.loss for _, part in parts])
-        metrics: dict[str, Tensor | float] = {"long_share": sum(is_long) / len(indices)}
+        metrics: dict[str, Tensor | float] = {"long_share": len(long) / len(indices)}
         for _, part in parts:
             metrics.update(part.metrics)
         return Estimate(
@@ -119,7 +117,3 @@ class Addax:
         support = self._directions.support(projected.keys)
         gradients = self._parameters.gradients(support)
         self._directions.axpy_(gradients, self._weight * projected.coefficients, projected.keys, indices=support)
-
-
-def _batches(source: SampleSource, indices: Sequence[int], size: int) -> list[Batch]:
-    return [source.batch(indices[start : start + size]) for start in range(0, len(indices), size)]

@@ -18,7 +18,7 @@ from vamo_ft.studies.held_out import SampleSubset
 from vamo_ft.studies.noise_floor import EPS_GRID, RADIUS_GRID, ErrorCurve, measure_errors
 from vamo_ft.studies.variance import VarianceSummary, measured_ages, summarise_variance
 from vamo_ft.studies.verdict import Verdict, judge_correction, judge_size
-from vamo_ft.studies.warm_up import informed_directions, micro_batches_of, train
+from vamo_ft.studies.warm_up import informed_directions, train
 
 __all__ = ["Diagnosis", "Reach", "diagnose"]
 
@@ -134,7 +134,7 @@ def diagnose(subject: Subject, *, samples: int, steps: int, batches: int) -> Dia
         followed = _without_correction(subject, drawn[0], step=first)
     cost = cost_of_epoch(
         subject,
-        [batch for indices in drawn for batch in micro_batches_of(subject, indices)],
+        [batch for indices in drawn for batch in subject.micro_batches(indices)],
         plain=followed.plain,
         every_step=followed.noise,
     )
@@ -194,7 +194,7 @@ def _measure_errors(
     return tuple(
         measure_errors(
             probe,
-            micro_batches_of(subject, chosen),
+            subject.micro_batches(chosen),
             few,
             exact[: len(chosen), : len(few)],
             difference=difference,
@@ -213,6 +213,6 @@ def _reach(subject: Subject, gradient: Sequence[Tensor], keys: Sequence[HashKey]
 
 def _without_correction(subject: Subject, indices: Sequence[int], *, step: int) -> Followed:
     """The work of back-propagation on one batch."""
-    work = subject.first_order.estimate(micro_batches_of(subject, indices), step).work
+    work = subject.first_order.estimate(subject.micro_batches(indices), step).work
     subject.parameters.clear_gradients()
     return Followed({}, work, type(work)())
