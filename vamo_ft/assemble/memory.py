@@ -195,7 +195,7 @@ class MemoryPlanner:
                     Phase("snapshot", self._probed(config, None), lent),
                 ]
                 if method.source == "recompute":
-                    phases.append(Phase("correction", _both(held, self._probed(config, size)), copy))
+                    phases.append(Phase("correction", held + self._probed(config, size), copy))
                 return phases
             case SvrgConfig():
                 return [
@@ -211,17 +211,17 @@ class MemoryPlanner:
             case VamoLiteralConfig():
                 return [
                     Phase("step", self._trained(size)),
-                    Phase("correction", _both(held, self._probed(config, 1)), copy),
+                    Phase("correction", held + self._probed(config, 1), copy),
                     *([Phase("snapshot", self._probed(config, 1), sums)] if sums else []),
                 ]
             case AddaxConfig():
                 return [
                     Phase("step", self._trained(size)),
-                    Phase("long samples", _both(held, self._probed(config, size)), copy),
+                    Phase("long samples", held + self._probed(config, size), copy),
                 ]
             case ForwardGradientConfig():
                 plain = self._probed(config, size)
-                return [Phase("step", _both(plain, plain), copy)]  # dual numbers, and a direction
+                return [Phase("step", plain + plain, copy)]  # dual numbers, and a direction
 
     def _update(self, config: RunConfig) -> Phase:
         """What the update rule forms; plain sgd along directions nothing."""
@@ -329,13 +329,3 @@ def _saved(parts: Parts, quantization: QuantizationConfig) -> int:
     width = 4 if quantization.compute_dtype == "float32" else 2
     present = width * max((matrix.numel() for matrix in matrices), default=0)
     return sum(matrix.nbytes for matrix in matrices) - held - present
-
-
-def _both(first: Peak, second: Peak) -> Peak:
-    """Held at the same time."""
-    return Peak(
-        first.gradients + second.gradients,
-        first.logits + second.logits,
-        first.gathered + second.gathered,
-        first.activations + second.activations,
-    )
