@@ -20,7 +20,7 @@ from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.training.best import best_model
 from vamo_ft.training.checkpoint import checkpoint_path, open_checkpoint
 from vamo_ft.training.ledger import peak_memory_bytes
-from vamo_ft.training.rundir import RunDirectory, sync_directory, sync_folder
+from vamo_ft.training.rundir import RunDirectory, sync, sync_folder
 
 __all__ = ["Finished", "print_summary", "save_final_model", "write_run_report"]
 
@@ -70,7 +70,7 @@ def save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Ma
         directory.check_held()
         shutil.rmtree(directory.model, ignore_errors=True)
         aside.rename(directory.model)
-        sync_directory(directory.root)
+        sync(directory.root)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return saved

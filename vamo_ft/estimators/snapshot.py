@@ -24,7 +24,7 @@ from vamo_ft.estimators.passes import PassState, Reference, SnapshotPasses, refe
 from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points
 from vamo_ft.estimators.table import DerivativeTable
 
-__all__ = ["Snapshot", "SnapshotSettings", "Snapshots"]
+__all__ = ["Snapshot", "SnapshotSettings", "Snapshots", "pseudo_inverse"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -268,4 +268,10 @@ class Snapshots:
 
     def _form_gram(self, snapshot: Snapshot) -> None:
         snapshot.gram = self._directions.gram(self.keys(snapshot))
-        snapshot.inverse_gram = torch.linalg.pinv(snapshot.gram, rtol=_GRAM_CUTOFF, hermitian=True)
+        snapshot.inverse_gram = pseudo_inverse(snapshot.gram)
+
+
+def pseudo_inverse(gram: Tensor) -> Tensor:
+    """(q, q) float64 `G^+`, without the directions that others span to rounding."""
+    inverse: Tensor = torch.linalg.pinv(gram, rtol=_GRAM_CUTOFF, hermitian=True)
+    return inverse

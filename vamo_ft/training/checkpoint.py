@@ -23,7 +23,7 @@ from typing import Any
 from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.training.disk import disk_error, folder_bytes, free_bytes, gigabytes, is_full
-from vamo_ft.training.rundir import sync_directory, write_json
+from vamo_ft.training.rundir import sync, write_json
 from vamo_ft.training.state_files import as_json, from_json, read_state, split_state, write_state
 
 __all__ = [
@@ -205,7 +205,7 @@ def _write_manifest(directory: Path, *, step: int, facts: Mapping[str, Any]) -> 
                 os.fsync(file.fileno())
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
-        sync_directory(Path(folder))
+        sync(Path(folder))
     content = {"format": _FORMAT, "step": step, "facts": as_json(dict(facts)), "files": files}
     write_json(directory / _MANIFEST, {**content, "sha256": _digest(content)})
 
@@ -302,7 +302,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         _remove([replaced])
         final.rename(replaced)
     temporary.rename(final)
-    sync_directory(final.parent)
+    sync(final.parent)
 
 
 def _remove_obsolete(root: Path, *, step: int, keep: int, best_step: int | None) -> None:

@@ -21,7 +21,7 @@ __all__ = [
     "RunDirectory",
     "environment",
     "read_json",
-    "sync_directory",
+    "sync",
     "sync_folder",
     "unused",
     "write_json",
@@ -216,23 +216,19 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    _sync(path)
+    sync(path.parent)
 
 
 def sync_folder(path: Path) -> None:
     """Makes a folder durable, with all files and folders in it."""
     for folder, _, names in os.walk(path):
         for name in names:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync(Path(folder) / name)
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file durable, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
