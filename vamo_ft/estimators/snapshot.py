@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import DivergenceError, VamoFtError
+from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters
@@ -21,7 +21,7 @@ from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.eps_search import EpsSearch
 from vamo_ft.estimators.passes import PassState, Reference, SnapshotPasses, reference_samples
-from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points
+from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, not_reached, probe_points
 from vamo_ft.estimators.table import DerivativeTable
 
 __all__ = ["Snapshot", "SnapshotSettings", "Snapshots", "pseudo_inverse"]
@@ -156,10 +156,7 @@ class Snapshots:
                 samples=samples,
             )
         if not table.mean.any():
-            raise VamoFtError(
-                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
-                "not reach the model (method.eps too small for the precision, or frozen parameters)"
-            )
+            raise not_reached(f"snapshot of step {snapshot.step}")
         self._form_gram(snapshot)
         snapshot.scoring.complete = True
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from vamo_ft.core.errors import VamoFtError
 from vamo_ft.core.hashing import direction_keys
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
+from vamo_ft.estimators.probes import Difference, LossProbe, not_reached, probe_points
 
 __all__ = ["Spsa"]
 
@@ -62,10 +61,7 @@ class Spsa:
         keys = direction_keys(self._seed, step, self._num_probes)
         derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)
         if not self._piecewise_constant and not derivatives.any() and self._probe.reaches_all(keys):
-            raise VamoFtError(
-                f"step {step + 1}: the loss of every sample is the same to the last bit at all probe points; the "
-                "perturbation does not reach the model (method.eps too small for the precision, or frozen parameters)"
-            )
+            raise not_reached(f"step {step + 1}", "the loss of every sample is the same to the last bit")
         weight = total_count(micro_batches, self._runtime.device)
         coefficients = derivatives.sum(0) / weight  # (q,)
         return Estimate(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import DivergenceError, UsageError, VamoFtError
+from vamo_ft.core.errors import DivergenceError, UsageError
 from vamo_ft.core.hashing import Domain, HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved, shelved_zeros
 from vamo_ft.core.parameters import TrainableParameters, all_finite
@@ -19,7 +19,7 @@ from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource,
 from vamo_ft.core.types import Batch, Estimate, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses
-from vamo_ft.estimators.probes import LossProbe, probe_points
+from vamo_ft.estimators.probes import LossProbe, not_reached, probe_points
 from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["VamoLiteral", "VamoLiteralSettings"]
@@ -230,10 +230,7 @@ class VamoLiteral:
                 f"snapshot of step {snapshot.step}: the full estimate is not finite; the update was not made"
             )
         if not any(bool(total.any()) for total in snapshot.total):
-            raise VamoFtError(
-                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
-                "not reach the model (method.radius too small for the precision, or frozen parameters)"
-            )
+            raise not_reached(f"snapshot of step {snapshot.step}", setting="radius")
         snapshot.total = Shelf(snapshot.total, device=self._runtime.device, offload=self._settings.offload)
         snapshot.scoring.complete = True
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import DivergenceError, VamoFtError
+from vamo_ft.core.errors import DivergenceError
 from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
@@ -18,7 +18,7 @@ from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
+from vamo_ft.estimators.probes import Difference, LossProbe, not_reached, probe_points
 from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["ZoSvrg", "ZoSvrgSettings"]
@@ -215,9 +215,6 @@ class ZoSvrg:
                 f"snapshot of step {snapshot.step}: the full derivatives are not finite; the update was not made"
             )
         if not settings.piecewise_constant and not snapshot.sums.any():
-            raise VamoFtError(
-                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
-                "not reach the model (method.eps too small for the precision, or frozen parameters)"
-            )
+            raise not_reached(f"snapshot of step {snapshot.step}")
         snapshot.base = shelved(self._parameters, offload=settings.offload)
         snapshot.scoring.complete = True
