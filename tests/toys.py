@@ -197,12 +197,10 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def least_squares(
-    *, num_samples: int, dimension: int, batch_size: int, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[NonconvexLeastSquares, ToySource]:
-    features = normal(num_samples, dimension, seed=seed, dtype=dtype)
-    targets = (normal(num_samples, seed=seed + 1, dtype=dtype) > 0).to(dtype)
-    objective = NonconvexLeastSquares(0.3 * normal(dimension, seed=seed + 2, dtype=dtype))
+def least_squares(*, num_samples: int, dimension: int, batch_size: int) -> tuple[NonconvexLeastSquares, ToySource]:
+    features = normal(num_samples, dimension, seed=0)
+    targets = (normal(num_samples, seed=1) > 0).double()
+    objective = NonconvexLeastSquares(0.3 * normal(dimension, seed=2))
     return objective, ToySource(features, targets=targets, batch_size=batch_size)
 
 
