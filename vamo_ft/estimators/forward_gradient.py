@@ -16,13 +16,14 @@ from vamo_ft.core.errors import UsageError
 from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
+from vamo_ft.estimators.stateless import Stateless
 
 __all__ = ["ForwardGradient"]
 
 
-class ForwardGradient:
+class ForwardGradient(Stateless):
     """`g = (1/q) sum_j <grad f_I(x), z_j> z_j`, the derivatives exact and without a backward pass.
 
     f_I is the mean loss per token of the step, z_j the directions of `Spsa`, of which this is the limit for eps -> 0:
@@ -60,10 +61,6 @@ class ForwardGradient:
         self._num_probes = num_probes
         self._seed = seed
 
-    def prepare(self, source: SampleSource, step: int) -> Work:
-        """Nothing is due."""
-        return Work()
-
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """A pass over dual numbers for each of the q directions.
 
@@ -82,13 +79,6 @@ class ForwardGradient:
             projected=ProjectedGradient(coefficients / self._num_probes, keys),
             metrics={"projected_gradient": coefficients.abs().mean()},
         )
-
-    def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""
 
     @torch.no_grad()
     def _evaluate(self, batches: Sequence[Batch], key: HashKey) -> Tensor:

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from vamo_ft.core.micro_batches import micro_batches_of
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, Runtime, SampleSource, StateDict
+from vamo_ft.core.protocols import Directions, Runtime, SampleSource
 from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.spsa import Spsa
+from vamo_ft.estimators.stateless import Stateless
 
 __all__ = ["Addax"]
 
 
-class Addax:
+class Addax(Stateless):
     """`v = w ghat_{I0}(x) + (1 - w) grad f_{I1}(x)`: long samples without their activations, short ones with them.
 
     I0 are the samples of the step that are longer than `boundary`, I1 the others. f_I is the mean loss per token over
@@ -104,13 +105,6 @@ class Addax:
             work=sum((part.work for _, part in parts), Work()),
             metrics=metrics,
         )
-
-    def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""
 
     def _add(self, projected: ProjectedGradient) -> None:
         """`.grad <- .grad + w ghat`; a tensor that is reached and has no gradient yet starts from zeros."""

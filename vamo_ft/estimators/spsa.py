@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from vamo_ft.core.hashing import direction_keys
-from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
+from vamo_ft.core.protocols import Runtime
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, total_count
 from vamo_ft.estimators.probes import Difference, LossProbe, not_reached, probe_points
+from vamo_ft.estimators.stateless import Stateless
 
 __all__ = ["Spsa"]
 
 
-class Spsa:
+class Spsa(Stateless):
     """`g = (1/q) sum_j c_j z_j`, with c_j the directional derivative of the step's mean loss along z_j.
 
     The same directions serve every micro-batch of the step. The estimate stays a list of coefficients; no gradient is
@@ -47,10 +48,6 @@ class Spsa:
         self._seed = seed
         self._piecewise_constant = piecewise_constant
 
-    def prepare(self, source: SampleSource, step: int) -> Work:
-        """Nothing is due."""
-        return Work()
-
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """2q or q + 1 forward passes per sample.
 
@@ -70,10 +67,3 @@ class Spsa:
             projected=ProjectedGradient(coefficients / self._num_probes, keys),
             metrics={"projected_gradient": coefficients.abs().mean()},
         )
-
-    def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""
