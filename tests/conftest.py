@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
-from tests.workspace import Workspace
+from tests.workspace import MEZO, Workspace
 
 torch.set_num_threads(1)  # tiny tensors; threads would only wait for each other
 
@@ -66,3 +66,11 @@ def _own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.chdir(tmp_path)
     return Workspace(tmp_path)
+
+
+@pytest.fixture
+def trained(workspace: Workspace) -> Workspace:
+    """After a run of MeZO, with no evaluation."""
+    workspace.configure(MEZO)
+    assert workspace.train() == 0
+    return workspace

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from tests.refusals import bound_by_permissions, check_refused
-from tests.tiny import byte_tokenizer, save_model_folder, tiny_bert_classifier, tiny_llama, tiny_llama_classifier
+from tests.tiny import (
+    save_model_folder,
+    tiny_bert_classifier,
+    tiny_llama,
+    tiny_llama_classifier,
+    without_special_tokens,
+)
 from tests.workspace import Workspace
 
 Edit = Callable[[Path], object]
@@ -55,12 +61,6 @@ def small_vocabulary() -> Any:
     config = tiny_llama().config
     config.vocab_size = 100
     return type(tiny_llama())(config)
-
-
-def without_special_tokens(folder: Path) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token = None
-    tokenizer.save_pretrained(folder)
 
 
 INDEX = "model.safetensors.index.json"

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_resume import interrupt_at
-from tests.workspace import LORA, Workspace, equal_weights, merged
+from tests.workspace import LORA, Workspace, equal_weights, interrupt_at, merged
 from vamo_ft.cli import run
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.training.callbacks import Evaluator

@@ -11,20 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import save_model_folder, tiny_llama
-from tests.workspace import LORA, MEZO, PLAIN, Workspace, equal_weights, merged, weights_in
-from vamo_ft.cli import run
+from tests.workspace import LORA, PLAIN, Workspace, equal_weights, export, merged, weights_in
 from vamo_ft.models.export import quietly
-
-
-def export(*arguments: str) -> int:
-    return run(["export", *arguments])
-
-
-@pytest.fixture
-def trained(workspace: Workspace) -> Workspace:
-    workspace.configure(MEZO)
-    assert workspace.train() == 0
-    return workspace
 
 
 def logits(model: Any) -> torch.Tensor:

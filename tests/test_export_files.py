@@ -12,14 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import save_model_folder, tiny_llama
-from tests.workspace import LORA, MEZO, Workspace, merged, weights_in
-from vamo_ft.cli import run
+from tests.workspace import LORA, MEZO, Workspace, export, merged, weights_in
 from vamo_ft.models import hub
 from vamo_ft.models.export import shard_bytes
-
-
-def export(*arguments: str) -> int:
-    return run(["export", *arguments])
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Metrics as the objective, and scores of generated answers, through the command line."""
 
 import math
-import os
-import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.tiny import write_jsonl
-from tests.workspace import Workspace, merged
+from tests.workspace import Workspace, interrupt_at, merged
 from vamo_ft.cli import run
 from vamo_ft.objectives.classification import VerbaliserClassification
 from vamo_ft.objectives.generation import AnswerScores
@@ -158,26 +156,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert workspace.train("--set", "run.name=whole", "--set", "training.forward_batch_tokens=40") == 0
     for where, name, call in [(owner, method, 1), (Trainer, "_step", 3), (owner, method, 3)]:
         with monkeypatch.context() as patch:
-            _interrupt_at(patch, where, name, call)
+            interrupt_at(patch, where, name, call)
             assert workspace.train("--set", "training.forward_batch_tokens=40") == 75
     assert workspace.train("--set", "training.forward_batch_tokens=40") == 0
     assert workspace.weights() == workspace.weights("whole")
     assert workspace.metrics() == workspace.metrics("whole")
     assert len(set(losses(workspace))) > 1  # the metric did move
     assert all(0 < loss < 1 for loss in losses(workspace))
-
-
-def _interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
-    original, calls = getattr(owner, name), 0
-
-    def wrapper(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, wrapper)
 
 
 def test_another_objective_is_another_run_and_a_longer_answer_another_result(

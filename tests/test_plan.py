@@ -47,12 +47,6 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.chdir(tmp_path)
-    return Workspace(tmp_path)
-
-
 def configured(workspace: Workspace, changes: dict[str, Any]) -> RunConfig:
     return load_config(Path(workspace.configure(changes))).config
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,12 +28,6 @@ CASES: dict[str, dict[str, Any]] = {
     "shared-adapter": merged(merged(ADAMW, SHARED), {"model": {"adapter": LORA}}),
     "replicated": ADAMW,
 }
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.chdir(tmp_path)
-    return Workspace(tmp_path)
 
 
 def configured(workspace: Workspace, changes: dict[str, Any], *, file: str = "config.yaml") -> RunConfig:

@@ -16,7 +16,7 @@ from tests.tiny import (
     tiny_bert_classifier,
     write_jsonl,
 )
-from tests.workspace import ADAMW, LORA, VAMO, Workspace, merged
+from tests.workspace import ADAMW, LORA, VAMO, Workspace, interrupt_at, merged
 from vamo_ft.estimators.probes import LossProbe
 from vamo_ft.estimators.svrg import Svrg
 from vamo_ft.estimators.table import DerivativeTable
@@ -123,20 +123,6 @@ PASSES: dict[str, tuple[type, str]] = {
     "mezo_svrg": (LossProbe, "own_derivatives"),
 }
 """Method -> what is called once for each group of samples in a snapshot."""
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
-    """Sends this process a SIGTERM at the given call of a method."""
-    original, calls = getattr(owner, name), 0
-
-    def wrapper(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, wrapper)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tests.test_divergence import ROLLBACK, is_step, spoil
-from tests.test_resume import interrupt_at
-from tests.workspace import PLAIN, Workspace, merged
+from tests.workspace import PLAIN, Workspace, interrupt_at, merged
 from vamo_ft.cli import run
 from vamo_ft.commands import report
 from vamo_ft.training.rundir import RunDirectory

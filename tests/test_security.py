@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.refusals import check_refused
-from tests.tiny import write_jsonl
+from tests.tiny import Planted, write_jsonl
 from tests.workspace import LORA, Workspace
 from vamo_ft.cli import run
 from vamo_ft.commands import train
@@ -23,21 +23,11 @@ from vamo_ft.training.checkpoint import _digest
 PICKLES = ("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "training_args.bin", "state.pkl", "scaler.pth")
 
 
-class _Planted:
-    """Unpickling it leaves a file."""
-
-    def __init__(self, trace: Path) -> None:
-        self._trace = trace
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self._trace,)
-
-
 @pytest.fixture
 def trace(workspace: Workspace) -> Path:
     """The file that every planted attack makes; each kind of them is shown to work first."""
     trace = workspace.root / "trace"
-    pickle.loads(pickle.dumps(_Planted(trace)))
+    pickle.loads(pickle.dumps(Planted(trace)))
     assert trace.exists()
     trace.unlink()
     return trace
@@ -45,8 +35,8 @@ def trace(workspace: Workspace) -> Path:
 
 def _plant(folder: Path, trace: Path) -> None:
     for name in PICKLES:
-        (folder / name).write_bytes(pickle.dumps(_Planted(trace)))
-    torch.save(_Planted(trace), folder / "rng_state.pth")
+        (folder / name).write_bytes(pickle.dumps(Planted(trace)))
+    torch.save(Planted(trace), folder / "rng_state.pth")
     (folder / "README.md").write_text(f"---\n{_yaml_attack(trace)}\n---\n")
     for name in ("sitecustomize.py", "modeling_llama.py", "configuration.py", "__init__.py"):
         (folder / name).write_text(_python_attack(trace))

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import save_model_folder, tiny_bert_classifier, tiny_llama
-from tests.workspace import ADAMW, LORA, MEZO, Workspace, equal_weights, merged
-from vamo_ft.cli import run
+from tests.workspace import ADAMW, LORA, MEZO, Workspace, equal_weights, export, merged
 
 RUNS: dict[str, dict[str, Any]] = {
     "mezo_decay_warmup": {
@@ -50,17 +49,6 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 SEAL = 41  # bytes
-
-
-def export(*arguments: str) -> int:
-    return run(["export", *arguments])
-
-
-@pytest.fixture
-def trained(workspace: Workspace) -> Workspace:
-    workspace.configure(MEZO)
-    assert workspace.train() == 0
-    return workspace
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -10,9 +10,8 @@ import pytest
 
 from tests.refusals import check_refused
 from tests.test_divergence import ROLLBACK, is_step, spoil
-from tests.test_resume import interrupt_at
 from tests.training.tracker_stubs import Shown, install
-from tests.workspace import TIMES, Workspace, merged
+from tests.workspace import TIMES, Workspace, interrupt_at, merged
 from vamo_ft.training.trackers import Trackers
 from vamo_ft.training.trainer import Trainer
 

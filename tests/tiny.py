@@ -17,6 +17,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -57,12 +58,10 @@ def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, hidde
         bos_token_id=1,
         eos_token_id=2,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
+    return _initialised(LlamaForCausalLM, config, seed)
 
 
-def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
+def tiny_gpt2(*, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
     """Two layers, learnt absolute positions, tied embeddings."""
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -77,20 +76,16 @@ def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0, hidden: int = 32) -> PreTr
         bos_token_id=1,
         eos_token_id=2,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return GPT2LMHeadModel(config).eval()
+    return _initialised(GPT2LMHeadModel, config)
 
 
-def tiny_llama_classifier(*, num_labels: int = 2, seed: int = 0) -> PreTrainedModel:
+def tiny_llama_classifier(*, num_labels: int = 2) -> PreTrainedModel:
     config = tiny_llama().config
     config.num_labels = num_labels
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForSequenceClassification(config).eval()
+    return _initialised(LlamaForSequenceClassification, config)
 
 
-def tiny_bert_classifier(*, num_labels: int = 2, seed: int = 0, hidden: int = 32) -> PreTrainedModel:
+def tiny_bert_classifier(*, num_labels: int = 2, hidden: int = 32) -> PreTrainedModel:
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
@@ -100,9 +95,13 @@ def tiny_bert_classifier(*, num_labels: int = 2, seed: int = 0, hidden: int = 32
         num_labels=num_labels,
         pad_token_id=0,
     )
+    return _initialised(BertForSequenceClassification, config)
+
+
+def _initialised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return BertForSequenceClassification(config).eval()
+        return kind(config).eval()
 
 
 def pair(index: int, prompt: Sequence[int], completion: Sequence[int], label: int | None = None) -> Example:
@@ -147,6 +146,23 @@ def save_in_four_bits(
         base, dtype=dtype, quantization_config=settings, device_map={"": "cpu"}
     )
     return save_model_folder(directory, model)
+
+
+def without_special_tokens(folder: Path) -> None:
+    """Puts a tokenizer that has none into a model folder."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+
+
+class Planted:
+    """Unpickling it leaves a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._trace,)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -1,5 +1,6 @@
 """Synthetic problems, explicit directions and wiring for tests of the numerics."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vamo_ft.core.directions import HashedDirections
+from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, Objective
+from vamo_ft.core.protocols import Directions, GradientEstimator, Objective
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.second_moment import SecondMoment, squared_norm
-from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms
+from vamo_ft.core.types import Batch, EvaluationTerms, LossTerms, Work
 from vamo_ft.estimators.eps_search import EPS_CANDIDATES
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import SnapshotPasses
@@ -195,12 +197,10 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def least_squares(
-    *, num_samples: int, dimension: int, batch_size: int, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[NonconvexLeastSquares, ToySource]:
-    features = normal(num_samples, dimension, seed=seed, dtype=dtype)
-    targets = (normal(num_samples, seed=seed + 1, dtype=dtype) > 0).to(dtype)
-    objective = NonconvexLeastSquares(0.3 * normal(dimension, seed=seed + 2, dtype=dtype))
+def least_squares(*, num_samples: int, dimension: int, batch_size: int) -> tuple[NonconvexLeastSquares, ToySource]:
+    features = normal(num_samples, dimension, seed=0)
+    targets = (normal(num_samples, seed=1) > 0).double()
+    objective = NonconvexLeastSquares(0.3 * normal(dimension, seed=2))
     return objective, ToySource(features, targets=targets, batch_size=batch_size)
 
 
@@ -259,6 +259,30 @@ def build_literal(
         settings=VamoLiteralSettings(**settings),
         passes=SnapshotPasses(1, SilentProgress(), stop_requested),
     )
+
+
+def interrupted(
+    build: Callable[[Callable[[], bool]], GradientEstimator], source: ToySource, *, every: int
+) -> tuple[Any, Work]:
+    """An estimator whose first snapshot was stopped at every so many polls, and each time begun again by a new one."""
+    polls = itertools.count(1)
+    state, stops, work = None, 0, None
+    while work is None:
+        estimator = build(lambda: next(polls) % every == 0)
+        if state is not None:
+            estimator.load_state_dict(state)
+        try:
+            work = estimator.prepare(source, 0)
+        except StopRequested:
+            stops, state = stops + 1, estimator.state_dict()
+    assert stops >= 2
+    return estimator, work
+
+
+def move(objective: Objective, amount: float) -> None:
+    with torch.no_grad():
+        for parameter in objective.module.parameters():
+            parameter += amount * normal(*parameter.shape, seed=9, dtype=parameter.dtype)
 
 
 def gradient(objective: Objective) -> Tensor:

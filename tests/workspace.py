@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -69,6 +72,24 @@ def equal_weights(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() != set() and all(
         a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
     )
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
+    """Sends this process a SIGTERM at the given call of a method."""
+    original, calls = getattr(owner, name), 0
+
+    def wrapper(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+def export(*arguments: str) -> int:
+    return run(["export", *arguments])
 
 
 class Workspace:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from scripts.arguments import cases_of, positive
 from scripts.benchmarks.case_first_order import run_first_order
 from scripts.benchmarks.case_memory import run_memory
 from scripts.benchmarks.case_snapshot import run_snapshot
@@ -81,15 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Ratios of things measured side by side.")
-    parser.add_argument("--cases", type=_cases, default=list(CASES), help=f"of {','.join(CASES)}; default: all")
+    parser.add_argument(
+        "--cases", type=cases_of(CASES), default=list(CASES), help=f"of {','.join(CASES)}; default: all"
+    )
     parser.add_argument(
         "--model",
         default="auto",
         help="auto (the quick start's model if it is there, else random weights of its shape), tiny, or a folder",
     )
-    parser.add_argument("--batch", type=_positive, default=8, help="rows of a batch (default: %(default)s)")
-    parser.add_argument("--length", type=_positive, default=64, help="tokens of a row (default: %(default)s)")
-    parser.add_argument("--labelled", type=_positive, default=2, help="supervised tokens of a row (%(default)s)")
+    parser.add_argument("--batch", type=positive, default=8, help="rows of a batch (default: %(default)s)")
+    parser.add_argument("--length", type=positive, default=64, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--labelled", type=positive, default=2, help="supervised tokens of a row (%(default)s)")
     parser.add_argument(
         "--precisions",
         type=_precisions,
@@ -99,8 +102,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where it is there, else the CPU"
     )
-    parser.add_argument("--threads", type=_positive, default=None, help="of torch; default: torch's choice")
-    parser.add_argument("--repeats", type=_positive, default=7, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=None, help="of torch; default: torch's choice")
+    parser.add_argument("--repeats", type=positive, default=7, help="rounds that count (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="default: %(default)s")
     options = parser.parse_args(arguments)
@@ -109,24 +112,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _cases(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in CASES]:
-        raise argparse.ArgumentTypeError(f"no case {unknown[0]}; there are {', '.join(CASES)}")
-    return names
-
-
 def _precisions(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in ("float32", "bfloat16")]:
         raise argparse.ArgumentTypeError(f"no precision {unknown[0]}; there are float32 and bfloat16")
     return names
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
 
 
 if __name__ == "__main__":

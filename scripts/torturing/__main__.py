@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from scripts.arguments import cases_of, positive
 from scripts.torturing.cases import CASES, prepare
 from scripts.torturing.rounds import RoundResult, plan_round, run_reference, run_round, set_up_worker
 from scripts.torturing.summary import summary
@@ -57,26 +58,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Kills, stops, starves and damages real training runs of a tiny model, resumes them until they are "
         "done, and compares weights, metrics and files with those of a run left alone.",
     )
-    parser.add_argument("--rounds", type=_positive, default=20, help="runs that are attacked (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=20, help="runs that are attacked (default: %(default)s)")
     parser.add_argument("--round", type=int, default=None, metavar="N", help="only this one, counted from 0")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    parser.add_argument("--cases", type=_cases, default=list(CASES), help=f"of {','.join(CASES)}; default: all")
-    parser.add_argument("--jobs", type=_positive, default=2, help="rounds at the same time (default: %(default)s)")
+    parser.add_argument(
+        "--cases", type=cases_of(CASES), default=list(CASES), help=f"of {','.join(CASES)}; default: all"
+    )
+    parser.add_argument("--jobs", type=positive, default=2, help="rounds at the same time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
     return parser.parse_args(arguments)
-
-
-def _cases(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in CASES]:
-        raise argparse.ArgumentTypeError(f"no case {unknown[0]}; there are {', '.join(CASES)}")
-    return names
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
 
 
 if __name__ == "__main__":

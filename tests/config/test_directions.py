@@ -1,18 +1,11 @@
 """Structures of directions, and the methods that stand for one."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
 from vamo_ft.config.method import OPTIMIZERS
 
 SPSA = VALID.replace("name: vamo", "name: spsa").replace("name: adamw", "name: sgd")
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

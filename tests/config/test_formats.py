@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
@@ -11,11 +9,6 @@ CLASSES = VALID.replace("type: prompt_completion", "type: classification\n    te
 SEQUENCE = ("  path: some/model", "  path: some/model\n  task: sequence_classification")
 MEZO = ("name: vamo", "name: mezo")
 SGD = ("name: adamw", "name: sgd")
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_defaults() -> None:

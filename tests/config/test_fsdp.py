@@ -1,17 +1,10 @@
 """What does not go with a model that processes share out, and what is said of it."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, problems_of
 
 SHARED = VALID.replace("steps: 10", "steps: 10\n  fsdp: true")
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,6 @@ from vamo_ft.config.method import METHOD_NAMES, OPTIMIZERS
 from vamo_ft.config.period import Period
 
 
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def test_values_and_sources() -> None:
     loaded = load_text(VALID, "training.batch_size=4")
     assert loaded.config.optimizer.learning_rate == 1e-3

@@ -1,7 +1,5 @@
 """Keys of addax, forward_gradient and vamo_literal."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
@@ -10,11 +8,6 @@ BARE = VALID.replace("name: vamo", "name: METHOD").replace("  name: adamw\n", ""
 ADDAX = BARE.replace("METHOD", "addax\n  boundary: 64")
 LITERAL = BARE.replace("METHOD", "vamo_literal\n  radius: 0.5")
 FORWARD = BARE.replace("METHOD", "forward_gradient")
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_presets() -> None:

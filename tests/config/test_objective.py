@@ -1,7 +1,5 @@
 """The rules of the `objective` section, and of the metrics that evaluation generates answers for."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
@@ -15,11 +13,6 @@ CLASSIFICATION = MEZO.replace(
 SEQUENCE = CLASSIFICATION.replace("path: some/model", "path: some/model\n  task: sequence_classification")
 F1 = "objective: {type: metric, name: f1}\n"
 ACCURACY = "objective: {type: metric, name: accuracy}\n"
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The optimizer's forms and precisions, and what they do not go with."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
@@ -10,11 +8,6 @@ MEZO = VALID.replace("name: vamo", "name: mezo").replace("  name: adamw\n", "")
 LOW = "model.dtype=bfloat16"
 MASTERS = "optimizer.master_weights=true"
 LORA = "model.adapter={type: lora}"
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("text", [VALID, MEZO, MEZO.replace("mezo", "mezo_bcd")])

@@ -1,7 +1,5 @@
 """The table of bad configurations, each with all that is said of it."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, problems_of
@@ -13,11 +11,6 @@ TRAINING_KEYS = (
     "steps, epochs, batch_size, micro_batch_size, max_grad_norm, autocast, activation_checkpointing, stream_layers, "
     "forward_batch_tokens, max_seconds, fsdp, check_processes_every, on_divergence, rollbacks"
 )
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 # (what is replaced in the valid file, by what, what is said)

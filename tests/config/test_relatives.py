@@ -1,18 +1,11 @@
 """The variance-reduced relatives: what their names bring, and what they refuse."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
 from vamo_ft.config.period import Period
 
 SGD = VALID.replace("  name: adamw\n", "")
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_svrg_is_a_first_order_method() -> None:

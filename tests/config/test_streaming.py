@@ -1,18 +1,11 @@
 """What keeps its layers on the host, and what cannot."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
 
 PLAIN = VALID.replace("  name: adamw\n", "")
 STREAMED = "training.stream_layers=true"
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("settings", [("method.name=mezo",), ("method.name=mezo_bcd",), ("method.name=spsa",)])

@@ -1,7 +1,5 @@
 """The rules of tasks, samples and of what can be measured on them."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.config.examples import VALID, load_text, problems_of
@@ -11,11 +9,6 @@ TASK = VALID.replace("type: prompt_completion", "type: task\n    name: NAME").re
     "{path: train.jsonl}", "\n    path: train.jsonl"
 )
 SEQUENCE = TASK.replace("path: some/model", "path: some/model\n  task: sequence_classification")
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def task(text: str, name: str, *, train: str = "", more: str = "") -> str:

@@ -42,14 +42,12 @@ def logits(model: nn.Module) -> Tensor:
     return model(input_ids=tokens()).logits
 
 
-def streamed_and_copied(
-    model: nn.Module, directions: HashedDirections, *, coefficient: float = 1e-2
-) -> tuple[Tensor, Tensor]:
+def streamed_and_copied(model: nn.Module, directions: HashedDirections) -> tuple[Tensor, Tensor]:
     parameters, results = TrainableParameters(model), []
     for whole in (False, True):
         perturber = Perturber(model, parameters, directions, whole=whole)
         before = parameters.digest()
-        with perturber.at(KEY, coefficient):
+        with perturber.at(KEY, 1e-2):
             results.append(perturber.checked(lambda: logits(model)))
         assert parameters.digest() == before
     return results[0], results[1]

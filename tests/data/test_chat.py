@@ -46,9 +46,9 @@ def tokenize(template: str | None, *conversations: Conversation, max_length: int
     return tokenize_conversations(conversations, chat_tokenizer(template), max_length=max_length, place="d")
 
 
-def parts(data: TokenizedData, index: int = 0) -> list[str]:
+def parts(data: TokenizedData) -> list[str]:
     """Text that is given and text that is learnt, in turn."""
-    example = data[index]
+    example = data[0]
     edges = [0, *(edge for span in example.supervised for edge in span)]
     return [chat_tokenizer().decode(example.token_ids[start:end]) for start, end in pairwise(edges)]
 

@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import pytest
 
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import Domain, HashKey, permutation
 from vamo_ft.data.examples import TokenWriter, concatenated
 from vamo_ft.data.mixture import MixedOrder, Mixture
-from vamo_ft.data.order import SampleOrder, permutation
+from vamo_ft.data.order import SampleOrder
 
 MIXTURES = [
     Mixture((5, 8), (2.0, 1.0)),

@@ -16,8 +16,8 @@ WORDS = SENTIMENT | {"labels": {0: " bad", 1: " good!"}}
 PAIRS = {"type": "prompt_completion", "prompt": "{sentence}", "completion": " {label}"}
 
 
-def config_of(folder: Path, *, format: dict[str, Any], count: int = 23, **keys: Any) -> DataConfig:
-    train = write_jsonl(folder / "train.jsonl", sentiment_rows(count))
+def config_of(folder: Path, *, format: dict[str, Any], **keys: Any) -> DataConfig:
+    train = write_jsonl(folder / "train.jsonl", sentiment_rows(23))
     dev = write_jsonl(folder / "dev.jsonl", sentiment_rows(11))
     return DataConfig(train={"path": str(train)}, evaluation={"path": str(dev)}, format=format, **keys)
 

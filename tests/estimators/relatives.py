@@ -26,12 +26,6 @@ def token_problem(dtype: torch.dtype = torch.float64, *, dropout: float = 0.0) -
     return NetworkObjective(TinyNetwork(10, dtype=dtype, dropout=dropout)), source
 
 
-def move(objective: Objective, amount: float) -> None:
-    with torch.no_grad():
-        for parameter in objective.module.parameters():
-            parameter += amount * normal(*parameter.shape, seed=9, dtype=parameter.dtype)
-
-
 def flat(tensors: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 

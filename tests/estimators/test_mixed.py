@@ -30,14 +30,14 @@ def network() -> NetworkObjective:
 
 
 def addax(
-    objective: NetworkObjective, *, weight: float = 0.3, num_probes: int = 1, directions: Directions | None = None
+    objective: NetworkObjective, *, num_probes: int = 1, directions: Directions | None = None
 ) -> tuple[Addax, Directions]:
     parameters, runtime = TrainableParameters(objective.module), LocalRuntime()
     directions = HashedDirections(parameters) if directions is None else directions
     probe = LossProbe(objective, parameters, directions, runtime)
     spsa = Spsa(probe, runtime, num_probes=num_probes, eps=1e-5, difference="central", seed=0)
     first_order = FirstOrder(objective, parameters, runtime, seed=0)
-    return Addax(first_order, spsa, parameters, directions, runtime, boundary=5, weight=weight), directions
+    return Addax(first_order, spsa, parameters, directions, runtime, boundary=5, weight=0.3), directions
 
 
 def rows(directions: Directions, *, step: int, num_probes: int) -> Tensor:

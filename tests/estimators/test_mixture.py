@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.estimators.relatives import build_svrg, build_zo_svrg, move
+from tests.estimators.relatives import build_svrg, build_zo_svrg
 from tests.toys import (
     NetworkObjective,
     TinyNetwork,
@@ -17,6 +17,7 @@ from tests.toys import (
     build_vamo,
     exact_gradient,
     gradient,
+    move,
     normal,
 )
 from vamo_ft.core.directions import HashedDirections

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.estimators.relatives import build_svrg, build_zo_svrg, move, token_problem
+from tests.estimators.relatives import build_svrg, build_zo_svrg, token_problem
 from tests.memories import two_memories
-from tests.toys import NetworkObjective, build_literal, build_vamo, gradient
+from tests.toys import NetworkObjective, build_literal, build_vamo, gradient, move
 
 BUILDERS: dict[str, Callable[..., Any]] = {
     "svrg": build_svrg,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.estimators.relatives import SAMPLES, build_svrg, flat, move, token_problem
-from tests.toys import ToySource, exact_gradient, gradient, normal
+from tests.estimators.relatives import SAMPLES, build_svrg, flat, token_problem
+from tests.toys import ToySource, exact_gradient, gradient, interrupted, move, normal
 from vamo_ft.core.errors import StopRequested
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.runtime import LocalRuntime
@@ -97,23 +97,7 @@ def test_an_interrupted_snapshot_goes_on_bit_for_bit(dtype):
     objective, source = token_problem(dtype)
     whole = build_svrg(objective, token_budget=5)
     whole.prepare(source, 0)
-    polls = 0
-
-    def stop_requested() -> bool:
-        nonlocal polls
-        polls += 1
-        return polls % 3 == 0
-
-    state, stops, work = None, 0, None
-    while work is None:
-        svrg = build_svrg(objective, token_budget=5, stop_requested=stop_requested)
-        if state is not None:
-            svrg.load_state_dict(state)
-        try:
-            work = svrg.prepare(source, 0)
-        except StopRequested:
-            stops, state = stops + 1, svrg.state_dict()
-    assert stops >= 2
+    svrg, work = interrupted(lambda stop: build_svrg(objective, token_budget=5, stop_requested=stop), source, every=3)
     assert (work.forward_samples, work.backward_samples) == (SAMPLES, SAMPLES)
     move(objective, 0.2)
     expected = corrected(whole, objective, source, 1).clone()

@@ -14,7 +14,9 @@ from tests.toys import (
     build_vamo,
     exact_gradient,
     gradient,
+    interrupted,
     least_squares,
+    move,
     normal,
 )
 from vamo_ft.core.errors import StopRequested, VamoFtError
@@ -34,12 +36,6 @@ def corrected(vamo: Vamo, source: ToySource, step: int) -> Tensor:
 
 def gradient_of(vamo: Vamo) -> Tensor:
     return torch.cat([tensor.grad.reshape(-1) for tensor in vamo._parameters.tensors if tensor.grad is not None])
-
-
-def move(objective, amount: float) -> None:
-    with torch.no_grad():
-        for parameter in objective.module.parameters():
-            parameter += amount * normal(*parameter.shape, seed=9, dtype=parameter.dtype)
 
 
 def token_problem() -> tuple[NetworkObjective, ToySource]:
@@ -182,23 +178,7 @@ def test_an_interrupted_snapshot_goes_on_where_it_stopped():
     whole = build_vamo(token_problem()[0])
     objective, source = token_problem()
     expected = corrected(whole, source, 0)
-    polls = 0
-
-    def stop_requested() -> bool:
-        nonlocal polls
-        polls += 1
-        return polls % 3 == 0
-
-    state, stops, work = None, 0, None
-    while work is None:
-        vamo = build_vamo(objective, stop_requested=stop_requested)
-        if state is not None:
-            vamo.load_state_dict(state)
-        try:
-            work = vamo.prepare(source, 0)
-        except StopRequested:
-            stops, state = stops + 1, vamo.state_dict()
-    assert stops >= 2
+    vamo, work = interrupted(lambda stop: build_vamo(objective, stop_requested=stop), source, every=3)
     assert work.forward_samples == 4 * source.num_samples
     assert torch.equal(corrected(vamo, source, 0), expected)
 

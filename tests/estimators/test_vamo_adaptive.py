@@ -17,12 +17,10 @@ from vamo_ft.estimators.vamo import AdaptiveRefresh, Vamo
 from vamo_ft.objectives.synthetic import Quadratic
 
 
-def few_dimensional(*, samples: int = 64, dimension: int = 60, rank: int = 4) -> tuple[Quadratic, ToySource]:
+def few_dimensional() -> tuple[Quadratic, ToySource]:
     """Per-sample gradients that differ in a few dimensions only, and by a little in the others."""
-    features = normal(samples, rank, seed=1) @ normal(rank, dimension, seed=2) + 0.1 * normal(
-        samples, dimension, seed=3
-    )
-    objective = Quadratic(torch.zeros(dimension, dtype=torch.float64), curvature=torch.ones(dimension))
+    features = normal(64, 4, seed=1) @ normal(4, 60, seed=2) + 0.1 * normal(64, 60, seed=3)
+    objective = Quadratic(torch.zeros(60, dtype=torch.float64), curvature=torch.ones(60))
     return objective, ToySource(features, batch_size=4)
 
 

@@ -11,10 +11,12 @@ from tests.toys import (
     build_literal,
     exact_gradient,
     gradient,
+    interrupted,
+    move,
     normal,
 )
 from vamo_ft.core.directions import HashedDirections
-from vamo_ft.core.errors import StopRequested, UsageError, VamoFtError
+from vamo_ft.core.errors import UsageError, VamoFtError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Objective
@@ -30,12 +32,6 @@ def problem(*, equal: bool = True, dtype: torch.dtype = torch.float64) -> tuple[
     counts = torch.full((SAMPLES,), 2.0) if equal else torch.arange(SAMPLES) % 5 + 1.0
     source = ToySource(normal(SAMPLES, 6, seed=1, dtype=dtype), batch_size=BATCH, counts=counts)
     return NetworkObjective(TinyNetwork(6, dtype=dtype)), source
-
-
-def move(objective: Objective, amount: float) -> None:
-    with torch.no_grad():
-        for parameter in objective.module.parameters():
-            parameter += amount * normal(*parameter.shape, seed=9, dtype=parameter.dtype)
 
 
 def corrected(vamo: VamoLiteral, objective: Objective, source: ToySource, step: int) -> Tensor:
@@ -153,23 +149,7 @@ def test_variance_with_a_fresh_snapshot(offset, reduces):
 def test_an_interrupted_snapshot_goes_on_where_it_stopped():
     objective, source = problem(equal=False)
     expected = corrected(build_literal(objective), objective, source, 0)
-    polls = 0
-
-    def stop_requested() -> bool:
-        nonlocal polls
-        polls += 1
-        return polls % 5 == 0
-
-    state, stops, work = None, 0, None
-    while work is None:
-        vamo = build_literal(objective, stop_requested=stop_requested)
-        if state is not None:
-            vamo.load_state_dict(state)
-        try:
-            work = vamo.prepare(source, 0)
-        except StopRequested:
-            stops, state = stops + 1, vamo.state_dict()
-    assert stops >= 2
+    vamo, work = interrupted(lambda stop: build_literal(objective, stop_requested=stop), source, every=5)
     assert work.forward_samples == 4 * SAMPLES
     assert torch.equal(corrected(vamo, objective, source, 0), expected)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.estimators.relatives import SAMPLES, build_zo_svrg, flat, move, token_problem
-from tests.toys import ExplicitDirections, NetworkObjective, ToySource, exact_gradient, normal
+from tests.estimators.relatives import SAMPLES, build_zo_svrg, flat, token_problem
+from tests.toys import ExplicitDirections, NetworkObjective, ToySource, exact_gradient, interrupted, move, normal
 from vamo_ft.core.directions import HashedDirections
-from vamo_ft.core.errors import StopRequested, VamoFtError
+from vamo_ft.core.errors import VamoFtError
 from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.runtime import LocalRuntime
@@ -189,23 +189,9 @@ def test_an_interrupted_snapshot_goes_on_bit_for_bit():
     objective, source = token_problem(torch.float32)
     whole = build_zo_svrg(objective, token_budget=5)
     _, expected = stepped(whole, source, 0)
-    polls = 0
-
-    def stop_requested() -> bool:
-        nonlocal polls
-        polls += 1
-        return polls % 3 == 0
-
-    state, stops, work = None, 0, None
-    while work is None:
-        estimator = build_zo_svrg(objective, token_budget=5, stop_requested=stop_requested)
-        if state is not None:
-            estimator.load_state_dict(state)
-        try:
-            work = estimator.prepare(source, 0)
-        except StopRequested:
-            stops, state = stops + 1, estimator.state_dict()
-    assert stops >= 2
+    estimator, work = interrupted(
+        lambda stop: build_zo_svrg(objective, token_budget=5, stop_requested=stop), source, every=3
+    )
     assert work.forward_samples == 4 * SAMPLES
     assert torch.equal(stepped(estimator, source, 0)[1].coefficients, expected.coefficients)
     move(objective, 0.3)

@@ -42,11 +42,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     torch._dynamo.reset()
 
 
-def inputs(rows: int, length: int, *, padded: bool = True) -> dict[str, Tensor]:
+def inputs(rows: int, length: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(100 * rows + length)
     ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
-    mask[0, : 2 * padded] = 0
+    mask[0, :2] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 

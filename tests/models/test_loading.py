@@ -17,12 +17,14 @@ from transformers import (
 )
 
 from tests.tiny import (
+    Planted,
     byte_tokenizer,
     save_model_folder,
     tiny_bert_classifier,
     tiny_gpt2,
     tiny_llama,
     tiny_llama_classifier,
+    without_special_tokens,
 )
 from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.errors import DataError
@@ -190,17 +192,9 @@ def test_finished_run_needs_its_base_no_more(llama: Path, tmp_path: Path) -> Non
         load(llama, num_labels=2, weights=tmp_path / "saved", **CLASSIFIER)
 
 
-class _Planted:
-    def __init__(self, trace: Path) -> None:
-        self._trace = trace
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self._trace,)
-
-
 def test_pickles_are_never_opened(llama: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    planted = pickle.dumps(_Planted(trace))
+    planted = pickle.dumps(Planted(trace))
     pickle.loads(planted)
     assert trace.exists(), "the planted pickle must work"
     trace.unlink()
@@ -248,12 +242,6 @@ def _unknown_type(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "never_heard_of"}')
 
 
-def _no_special_tokens(folder: Path) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token = None
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -266,7 +254,7 @@ def _no_special_tokens(folder: Path) -> None:
         ),
         (lambda folder: (folder / "adapter_config.json").touch(), "holds an adapter, not a whole model"),
         (_unknown_type, "never_heard_of"),
-        (_no_special_tokens, "the tokenizer has no pad, eos or unk token"),
+        (without_special_tokens, "the tokenizer has no pad, eos or unk token"),
     ],
 )
 def test_bad_folder_is_told_in_one_line(llama: Path, edit: Callable[[Path], None], message: str) -> None:

@@ -53,15 +53,14 @@ def test_paths(tmp_path: Path) -> None:
 
 def test_status(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    assert run.read_status() is None
+    assert run.read_status() == {}
     run.write_status("running")
     assert json.loads(run.status.read_text())["exit_code"] is None
     run.write_status("stopped", exit_code=75, facts={"step": 4})
     status = run.read_status()
-    assert status is not None
     assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 75, 4)
     run.status.write_text('{"state": "st')
-    assert run.read_status() is None
+    assert run.read_status() == {}
 
 
 def test_failed_write_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

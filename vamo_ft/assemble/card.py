@@ -8,6 +8,7 @@ from typing import Any
 from vamo_ft.config.load import dump_config
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.models.card import Card
+from vamo_ft.training.rundir import read_json
 
 __all__ = ["build_card"]
 
@@ -33,7 +34,7 @@ def build_card(config: RunConfig, *, run: Path, step: int, facts: Mapping[str, s
         base_model=config.model.path,
         data_sets=config.data.training_paths,
         tags=[config.method.name, *([] if config.model.adapter is None else [config.model.adapter.type])],
-        facts={**_facts(config, trained, _object(run / "environment.json"), step=step), **(facts or {})},
+        facts={**_facts(config, trained, read_json(run / "environment.json"), step=step), **(facts or {})},
         evaluations={name.removeprefix("eval."): (before.get(name), after.get(name)) for name in names},
         config=dump_config(config),
     )
@@ -75,11 +76,3 @@ def _metrics(path: Path, *, step: int) -> Iterator[dict[str, Any]]:
                     yield line
     except (OSError, UnicodeDecodeError):
         return
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

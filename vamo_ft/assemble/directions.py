@@ -61,8 +61,7 @@ def are_compiled(config: RunConfig, numel: int, device_type: str) -> bool:
     method = config.method
     if isinstance(method, FirstOrderConfig | SvrgConfig):
         return False
-    hashed = isinstance(method, VamoLiteralConfig) or method.directions.structure != "gradient_subspace"
-    return hashed and worth_compiling(numel, device_type)
+    return method.structure != "gradient_subspace" and worth_compiling(numel, device_type)
 
 
 def _gradient_subspace(parameters: TrainableParameters, *, size: int, warmup: int, offload: bool) -> GradientSubspace:

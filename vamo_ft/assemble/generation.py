@@ -49,8 +49,7 @@ def build_answerer(
         loaded.model.to(build_runtime(autocast=None).device)
     loaded.model.eval()
     tokenizer = loaded.tokenizer
-    if chat_template is not None:
-        set_chat_template(tokenizer, chat_template)
+    set_chat_template(tokenizer, chat_template)
     wrapped = tokenizer.chat_template is not None if chat is None else chat
     answer = answer_writer(
         loaded.model,

@@ -27,7 +27,7 @@ from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import model_blocks
 from vamo_ft.core.kernels import COMPILER_BYTES
 from vamo_ft.core.runtime import LocalRuntime
-from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.stack import stacked_layers
 from vamo_ft.core.streaming import streamed_parameters
 from vamo_ft.core.types import Batch
 from vamo_ft.data.samples import TrainingSamples
@@ -181,7 +181,7 @@ class MemoryPlanner:
         if not self._on_host and offloaded_bytes(config, self._parts.parameters):
             copy = _most_lent([tensor.nbytes for tensor in tensors])
             sums = _FULL_GRADIENT * self._parts.parameters.num_held  # on the device while a pass adds to them
-            if isinstance(method, VamoConfig) and method.directions.structure == "gradient_subspace":
+            if isinstance(method, VamoConfig) and method.structure == "gradient_subspace":
                 rows = [4 * 2 * method.probes * tensor.numel() for tensor in tensors]
                 lent = 2 * _most_lent(rows)  # of a sketch, to form the products of its rows
         match method:
@@ -195,7 +195,7 @@ class MemoryPlanner:
                     Phase("snapshot", self._probed(config, None), lent),
                 ]
                 if method.source == "recompute":
-                    phases.append(Phase("correction", _both(held, self._probed(config, size)), copy))
+                    phases.append(Phase("correction", held + self._probed(config, size), copy))
                 return phases
             case SvrgConfig():
                 return [
@@ -211,17 +211,17 @@ class MemoryPlanner:
             case VamoLiteralConfig():
                 return [
                     Phase("step", self._trained(size)),
-                    Phase("correction", _both(held, self._probed(config, 1)), copy),
+                    Phase("correction", held + self._probed(config, 1), copy),
                     *([Phase("snapshot", self._probed(config, 1), sums)] if sums else []),
                 ]
             case AddaxConfig():
                 return [
                     Phase("step", self._trained(size)),
-                    Phase("long samples", _both(held, self._probed(config, size)), copy),
+                    Phase("long samples", held + self._probed(config, size), copy),
                 ]
             case ForwardGradientConfig():
                 plain = self._probed(config, size)
-                return [Phase("step", _both(plain, plain), copy)]  # dual numbers, and a direction
+                return [Phase("step", plain + plain, copy)]  # dual numbers, and a direction
 
     def _update(self, config: RunConfig) -> Phase:
         """What the update rule forms; plain sgd along directions nothing."""
@@ -250,12 +250,7 @@ class MemoryPlanner:
         return self._training[key]
 
     def _probed(self, config: RunConfig, size: int | None) -> Peak:
-        method = config.method
-        structure = (
-            "full"
-            if isinstance(method, VamoLiteralConfig | FirstOrderConfig | SvrgConfig)
-            else (method.directions.structure)
-        )
+        structure = config.method.structure or "full"
         key = structure, size
         if key not in self._probes:
             batch, several = self._largest(size)
@@ -270,7 +265,7 @@ class MemoryPlanner:
         supports = [tuple(range(len(parameters.tensors)))]
         if structure == "block":
             blocks = model_blocks(module, parameters)
-            in_layers = {id(p) for stack in layer_stacks(module) for layer in stack for p in layer.parameters()}
+            in_layers = {id(p) for layer in stacked_layers(module) for p in layer.parameters()}
             largest = max(blocks, key=lambda block: sum(parameters.tensors[index].numel() for index in block.indices))
             layers = [block for block in blocks if id(parameters.tensors[block.indices[0]]) in in_layers]
             supports = [block.indices for block in {block.name: block for block in (largest, *layers[-1:])}.values()]
@@ -331,13 +326,3 @@ def _saved(held: FourBits, dtype: str) -> int:
     """Bytes that matrices in 4 bits take less than in `model.dtype`."""
     width: int = getattr(torch, dtype).itemsize
     return width * sum(held.sizes) - held.num_bytes - held.present_bytes
-
-
-def _both(first: Peak, second: Peak) -> Peak:
-    """Held at the same time."""
-    return Peak(
-        first.gradients + second.gradients,
-        first.logits + second.logits,
-        first.gathered + second.gathered,
-        first.activations + second.activations,
-    )

@@ -94,7 +94,7 @@ def build_estimator(
                     eps=method.eps,
                     difference=method.difference,
                     snapshot_due=due(method.snapshot.every, source),
-                    subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
+                    subset=method.snapshot.subset,
                     full_step_scale=method.full_step_scale,
                     seed=seed,
                     piecewise_constant=config.objective.type == "metric",
@@ -167,7 +167,7 @@ def _svrg(
                 step, schedule=course, peak=method.alpha, warmup_steps=0, total_steps=num_steps
             ),
             snapshot_due=due(method.snapshot.every, source),
-            subset=None if method.snapshot.set == "all" else method.snapshot.set.subset,
+            subset=method.snapshot.subset,
             normaliser=method.normaliser,
             seed=config.run.seed,
             offload=method.snapshot.offload,
@@ -187,7 +187,7 @@ def _vamo(
     passes: SnapshotPasses,
 ) -> Vamo:
     snapshot, seed = method.snapshot, config.run.seed
-    informed = method.directions.structure == "gradient_subspace"
+    informed = method.structure == "gradient_subspace"
     size = method.radius if informed else method.eps
     snapshots = Snapshots(
         objective,
@@ -199,7 +199,7 @@ def _vamo(
             eps=size if isinstance(size, float) else None,
             candidates=RADIUS_CANDIDATES if informed else EPS_CANDIDATES,
             difference=method.difference,
-            subset=None if snapshot.set == "all" else snapshot.set.subset,
+            subset=snapshot.subset,
             horizon=snapshot.every.count,
             source=method.source,
             orthogonalise=method.orthogonalise,

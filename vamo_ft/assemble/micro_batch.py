@@ -10,7 +10,7 @@ import torch
 from vamo_ft.assemble.space import moment_bytes, offloaded_bytes, paged_bytes
 from vamo_ft.config.method import ForwardGradientConfig, SvrgConfig, VamoConfig, VamoLiteralConfig, ZoSvrgConfig
 from vamo_ft.config.schema import RunConfig
-from vamo_ft.core.errors import DeviceMemoryError
+from vamo_ft.core.errors import DeviceMemoryError, first_line
 from vamo_ft.core.memory import KEEP_LESS, is_allocation_failure, memory_explained
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Runtime, SampleSource
@@ -115,7 +115,7 @@ def _failure_of(attempt: Callable[[int], None], size: int) -> str | None:
     except (RuntimeError, MemoryError) as error:
         if not is_allocation_failure(error):
             raise
-        return next(iter(str(error).splitlines()), "an allocation failed")
+        return first_line(error, otherwise="an allocation failed")
     return None
 
 

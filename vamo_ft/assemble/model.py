@@ -44,15 +44,14 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None,
         UsageError: it has no layers that could be streamed.
         DeviceMemoryError: the device is too small for it.
     """
-    num_labels = len(config.data.format.classes) if config.model.task == "sequence_classification" else None
     shared_out = runtime.share[1] > 1
     if runtime.is_main or not shared_out:
         loaded = load_model(
             config.model,
             offline=config.run.offline,
             seed=config.run.seed,
-            num_labels=num_labels,
-            class_names=() if num_labels is None else _class_names(config.data.format),
+            num_labels=config.num_labels,
+            class_names=() if config.num_labels is None else _class_names(config.data.format),
             weights=weights,
             decoded=decoded,
         )
@@ -62,15 +61,14 @@ def load_run_model(config: RunConfig, *, runtime: Runtime, weights: Path | None,
         loaded = load_hollow(
             config.model,
             offline=config.run.offline,
-            num_labels=num_labels,
+            num_labels=config.num_labels,
             weights=weights,
             modules_to_save=runtime.agreed(None),
         )
     config = as_stored(config, loaded.four_bits)
     if loaded.four_bits is not None and loaded.four_bits.stored:
         _log.info("%s is stored in 4 bits: %s", config.model.path, loaded.four_bits)
-    if config.data.chat_template is not None:
-        set_chat_template(loaded.tokenizer, config.data.chat_template)
+    set_chat_template(loaded.tokenizer, config.data.chat_template)
     with memory_explained("bringing the model to the device", remedy=_SMALLER):
         if config.training.stream_layers:
             resident = resident_parameters(config, loaded)

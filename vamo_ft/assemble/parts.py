@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vamo_ft.assemble.data import build_cache, tell_mixture
+from vamo_ft.assemble.data import build_samples, tell_mixture
 from vamo_ft.assemble.directions import build_directions
 from vamo_ft.assemble.method import check_optimizer
 from vamo_ft.assemble.model import build_run_runtime, load_run_model
 from vamo_ft.assemble.objective import build_loss, build_objective
 from vamo_ft.assemble.stored import as_stored
-from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.core.parameters import TrainableParameters
@@ -22,7 +21,6 @@ from vamo_ft.core.protocols import Directions, Objective, Runtime
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.streaming import LayerStream
 from vamo_ft.data.chat import set_chat_template
-from vamo_ft.data.loading import load_samples
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
 from vamo_ft.models.compilation import compile_layers
 from vamo_ft.models.loading import LoadedModel, checkpoint_activations, load_outline
@@ -95,14 +93,9 @@ def build_outline(config: RunConfig, *, use_cache: bool = True, processes: Proce
         DataError: model or data are not what the configuration says.
         UsageError: the model has no positions for the longest sample.
     """
-    loaded = load_outline(
-        config.model,
-        offline=config.run.offline,
-        num_labels=len(config.data.format.classes) if config.model.task == "sequence_classification" else None,
-    )
+    loaded = load_outline(config.model, offline=config.run.offline, num_labels=config.num_labels)
     config = as_stored(config, loaded.four_bits)
-    if config.data.chat_template is not None:
-        set_chat_template(loaded.tokenizer, config.data.chat_template)
+    set_chat_template(loaded.tokenizer, config.data.chat_template)
     runtime: Runtime
     runtime = local = LocalRuntime(autocast=torch.bfloat16 if config.training.autocast else None)
     if processes is not None:
@@ -122,17 +115,11 @@ def _undirected(
     """All but the directions; of a model that is not `placed` yet, processes get their parts."""
     if use_cache and not runtime.is_main:
         runtime.any(False)  # the main process reads the data first, for the cache of all
-    source, held_out = load_samples(
-        config.data,
+    source, held_out = build_samples(
+        config,
         loaded.tokenizer,
-        task=config.model.task,
-        batch_size=config.training.batch_size,
-        seed=config.run.seed,
-        metric=config.objective if isinstance(config.objective, MetricObjectiveConfig) else None,
-        answer_tokens=config.evaluation.answer_tokens,
         position_ids=loaded.accepts_position_ids,
-        offline=config.run.offline,
-        cache=build_cache(loaded.tokenizer) if use_cache else None,
+        use_cache=use_cache,
         stop_requested=stop_requested,
     )
     if use_cache and runtime.is_main:

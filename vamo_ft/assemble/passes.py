@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from vamo_ft.assemble.parts import Parts
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.allocations import AllocationTrace
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.protocols import Directions
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.second_moment import SecondMoment
@@ -40,7 +40,10 @@ class Peak:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.gradients + self.logits + self.gathered + self.activations
+        return sum(astuple(self))
+
+    def __add__(self, other: "Peak") -> "Peak":
+        return Peak(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 class Reach:
@@ -133,10 +136,10 @@ class Outlines:
             estimator.estimate(batches, 0)
         return self._peak(trace)
 
-    def probes(self, batches: Sequence[Batch], directions: Directions, *, step: int = 0, whole: bool = False) -> Peak:
+    def probes(self, batches: Sequence[Batch], directions: Directions) -> Peak:
         """The forward passes of one probe at its two points, with the displaced weights."""
-        parts, keys = self._parts, (HashKey(0, Domain.DIRECTION, step, 0),)
-        probe = LossProbe(parts.objective, parts.parameters, directions, self._runtime, whole=whole)
+        parts, keys = self._parts, direction_keys(0, 0, 1)
+        probe = LossProbe(parts.objective, parts.parameters, directions, self._runtime)
         with self._traced() as trace:
             for _ in probe.evaluate(batches, probe_points("central", num_probes=1, eps=1.0), keys):
                 pass

@@ -16,6 +16,7 @@ from vamo_ft.config.period import Period
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.blocks import BlockDirections
 from vamo_ft.core.memory import memory_explained
+from vamo_ft.core.micro_batches import micro_batches_of
 from vamo_ft.core.protocols import GradientEstimator, UpdateRule
 from vamo_ft.core.types import Work
 from vamo_ft.training.ledger import Ledger
@@ -197,13 +198,12 @@ class _Machine:
 
     def step(self, step: int) -> StepCost:
         """The cost of a step."""
-        source, size = self._source, self._size
+        source = self._source
         with memory_explained("a step", remedy="lower training.micro_batch_size, or train an adapter (model.adapter)"):
             began = time.perf_counter()
             snapshot = self._estimator.prepare(source, step)
             prepared = time.perf_counter()
-            indices = source.step_indices(step)
-            batches = [source.batch(indices[start : start + size]) for start in range(0, len(indices), size)]
+            batches = micro_batches_of(source, source.step_indices(step), self._size)
             estimate = self._estimator.estimate(batches, step)
             self._rule.apply(estimate, learning_rate=0.0, step=step)
         return StepCost(snapshot, estimate.work, prepared - began, time.perf_counter() - prepared)

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
-from vamo_ft.assemble.data import build_cache, mixture_in_words
+from vamo_ft.assemble.data import build_samples, mixture_in_words
 from vamo_ft.assemble.surroundings import run_length
 from vamo_ft.config.data import DataSetConfig
-from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import VamoFtError
 from vamo_ft.data.chat import set_chat_template
 from vamo_ft.data.examples import Example, TokenizedData
-from vamo_ft.data.loading import load_samples
 from vamo_ft.data.places import sample_places
 from vamo_ft.data.samples import EvaluationSamples, TrainingSamples
 from vamo_ft.models.loading import load_tokenizer
@@ -112,19 +110,9 @@ def build_preview(config: RunConfig, *, num_samples: int, use_cache: bool = True
         DataError: tokenizer or data are not what the configuration says.
     """
     tokenizer = load_tokenizer(config.model, offline=config.run.offline)
-    if config.data.chat_template is not None:
-        set_chat_template(tokenizer, config.data.chat_template)
-    source, held_out = load_samples(
-        config.data,
-        tokenizer,
-        task=config.model.task,
-        batch_size=config.training.batch_size,
-        seed=config.run.seed,
-        metric=config.objective if isinstance(config.objective, MetricObjectiveConfig) else None,
-        answer_tokens=config.evaluation.answer_tokens,
-        position_ids=True,
-        offline=config.run.offline,
-        cache=build_cache(tokenizer) if use_cache else None,
+    set_chat_template(tokenizer, config.data.chat_template)
+    source, held_out = build_samples(
+        config, tokenizer, position_ids=True, use_cache=use_cache, stop_requested=lambda: False
     )
     size = config.training.micro_batch_size
     rows_at_once = min(size, source.batch_size) if isinstance(size, int) else source.batch_size

@@ -118,7 +118,7 @@ def snapshot_bytes(config: RunConfig, parameters: TrainableParameters, *, num_sa
     match method:
         case VamoConfig():
             table = num_samples * (8 * method.probes + 5)
-            informed = method.directions.structure == "gradient_subspace"
+            informed = method.structure == "gradient_subspace"
             basis = GradientSubspace.state_bytes(numel, method.probes) if informed else 0
             return table + basis + copy * (method.source == "recompute")
         case SvrgConfig() | VamoLiteralConfig():

@@ -76,7 +76,7 @@ def stand_in(config: RunConfig, parts: Parts) -> tuple[RunConfig, Parts]:
     has the model's blocks, so that as many layers are reused.
     """
     method = config.method
-    module = _module(parts, layered=_structure(config) == "block")
+    module = _module(parts, layered=config.method.structure == "block")
     parameters = TrainableParameters(module)
     optimizer = {"name": RULES[config.optimizer.name], "master_weights": False}
     changes = {
@@ -98,11 +98,6 @@ def stand_in(config: RunConfig, parts: Parts) -> tuple[RunConfig, Parts]:
         directions=build_directions(config, parameters, module),
     )
     return config, changed
-
-
-def _structure(config: RunConfig) -> str | None:
-    directions = getattr(config.method, "directions", None)
-    return None if directions is None else str(directions.structure)
 
 
 def _module(parts: Parts, *, layered: bool) -> nn.Module:

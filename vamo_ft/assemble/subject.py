@@ -1,7 +1,7 @@
 """A configured method on its model and data, laid open for measurements."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -14,9 +14,10 @@ from vamo_ft.config.method import OPTIMIZERS, FirstOrderConfig, SpsaConfig, Vamo
 from vamo_ft.config.objective import MetricObjectiveConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
+from vamo_ft.core.micro_batches import micro_batches_of
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, GradientEstimator, Objective, Progress, Runtime, SampleSource, UpdateRule
-from vamo_ft.core.types import Work
+from vamo_ft.core.types import Batch, Work
 from vamo_ft.data.samples import TrainingSamples
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.probes import Difference, probe_points
@@ -80,6 +81,10 @@ class Subject:
     seed: int
     progress: Progress
 
+    def micro_batches(self, indices: Sequence[int]) -> list[Batch]:
+        """The samples in batches of the run's size of a pass."""
+        return micro_batches_of(self.source, indices, self.micro_batch_size)
+
 
 def build_subject(config: RunConfig, progress: Progress, *, use_cache: bool = True) -> Subject:
     """Loads model and data, and builds the method. A snapshot takes every sample of the source that it is given.
@@ -118,7 +123,7 @@ def build_subject(config: RunConfig, progress: Progress, *, use_cache: bool = Tr
     )
     vamo = estimator if isinstance(estimator, Vamo) else None
     first_order = FirstOrder(parts.objective, parts.parameters, parts.runtime, seed=config.run.seed)
-    radius = method.directions.structure == "gradient_subspace"
+    radius = method.structure == "gradient_subspace"
     size = method.radius if isinstance(method, VamoConfig) and radius else method.eps
     return Subject(
         objective=parts.objective,
@@ -160,9 +165,9 @@ def _snapshot_plan(method: VamoConfig, source: TrainingSamples) -> SnapshotPlan:
     epochs = float(every.count) if every.unit == "epoch" else every.count * size / drawn
     steps = every.count if every.unit == "step" else math.ceil(every.count * drawn / size)
     scored = source.num_samples
-    if method.snapshot.set != "all":
+    if method.snapshot.subset is not None:
         ahead = 0 if method.source == "recompute" else steps * size
-        scored = min(source.num_samples, method.snapshot.set.subset + ahead)
+        scored = min(source.num_samples, method.snapshot.subset + ahead)
     if method.snapshot.refresh == "adaptive":
         points = len(probe_points(method.difference, num_probes=method.probes, eps=1.0))
         epochs = max(epochs, points * scored / (method.snapshot.budget * drawn))

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from os.path import exists
 from pathlib import Path
 from statistics import fmean
 
@@ -24,7 +23,7 @@ from vamo_ft.studies.intervals import Interval
 from vamo_ft.studies.outcome import MethodOutcome, Outcome
 from vamo_ft.studies.records import RunRecord
 from vamo_ft.training.progress import ConsoleProgress
-from vamo_ft.training.rundir import RunDirectory, write_text
+from vamo_ft.training.rundir import RunDirectory, unused, write_text
 from vamo_ft.training.runtime import memory_errors_explained, refuse_launchers
 from vamo_ft.training.signals import StopSignals
 
@@ -65,7 +64,7 @@ def compare(
         raise UsageError(f"{folder}: is a file; name a folder with --out")
     again = "give the same command again"
     if fresh:
-        folder = _new_folder(folder)
+        folder = unused(folder)
         again += f", with --out {shlex.quote(str(folder))} in place of --fresh"
     directory = RunDirectory(folder)
     directory.lock()
@@ -113,15 +112,6 @@ def _run(
         )
     with logging_to(console, quiet=True), memory_errors_explained("a run of the comparison"):
         return comparison.run(), comparison.reported
-
-
-def _new_folder(folder: Path) -> Path:
-    """The first of `folder`, `folder-2`, `folder-3` ... that is not there yet."""
-    found, number = folder, 1
-    while exists(found):  # unlike Path.exists, false where it may not be seen
-        number += 1
-        found = folder.with_name(f"{folder.name}-{number}")
-    return found
 
 
 def _write(outcome: Outcome, runs: Sequence[RunRecord], folder: Path) -> None:

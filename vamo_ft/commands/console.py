@@ -12,7 +12,13 @@ from rich.logging import RichHandler
 
 from vamo_ft.commands.secrets import SecretsFilter
 
-__all__ = ["logging_to", "patient_console"]
+__all__ = ["logging_to", "output_console", "patient_console"]
+
+
+def output_console(width: int) -> Console:
+    """Standard output for tables: as wide as the terminal, up to `width`, and so wide elsewhere."""
+    console = Console()
+    return console if console.is_terminal and console.width <= width else Console(width=width)
 
 
 class _Patient(TextIOBase):

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vamo_ft.assemble import build_subject
-from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.console import logging_to, output_console
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import UsageError
 from vamo_ft.report.plots import Band, ErrorPanel, VariancePanel, draw_diagnosis
@@ -55,9 +55,7 @@ def diagnose(
         found = measure(subject, samples=samples, steps=steps, batches=batches)
     write_json(folder / "diagnose.json", finite(asdict(found)))
     _draw(folder / "diagnose.png", found)
-    console = Console()
-    if not console.is_terminal or console.width > _WIDTH:
-        console = Console(width=_WIDTH)
+    console = output_console(_WIDTH)
     _print(console, found)
     console.print(f"written: {folder / 'diagnose.json'}, {folder / 'diagnose.png'}", highlight=False, soft_wrap=True)
 

@@ -93,7 +93,7 @@ def _origin(model: Path, config: RunConfig) -> tuple[Path, int]:
     if (model.parent / "MANIFEST.json").is_file():
         return model.parent.parent.parent, open_checkpoint(model.parent).step
     run = RunDirectory(model.parent)
-    step = (run.read_status() or {}).get("model_step")
+    step = run.read_status().get("model_step")
     if not isinstance(step, int):  # a run of an earlier version: its model is that of the last step
         folders = checkpoint_folders(run.checkpoints)
         step = int(folders[0].name.rpartition("-")[2]) if folders else config.training.steps or 0

@@ -18,9 +18,9 @@ from vamo_ft.config.monitoring import LOWER_IS_BETTER
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.training.best import best_model
-from vamo_ft.training.checkpoint import open_checkpoint
+from vamo_ft.training.checkpoint import checkpoint_path, open_checkpoint
 from vamo_ft.training.ledger import peak_memory_bytes
-from vamo_ft.training.rundir import RunDirectory, sync_directory, sync_folder
+from vamo_ft.training.rundir import RunDirectory, sync, sync_folder
 
 __all__ = ["Finished", "print_summary", "save_final_model", "way_on", "write_run_report"]
 
@@ -70,16 +70,15 @@ def save_final_model(run: Run, config: RunConfig, directory: RunDirectory) -> Ma
         directory.check_held()
         shutil.rmtree(directory.model, ignore_errors=True)
         aside.rename(directory.model)
-        sync_directory(directory.root)
+        sync(directory.root)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return saved
 
 
 def _saved_model(directory: RunDirectory, step: int) -> Path:
-    path = directory.checkpoints / f"step-{step:08d}"
     try:
-        return open_checkpoint(path).model_dir
+        return open_checkpoint(checkpoint_path(directory.checkpoints, step)).model_dir
     except DataError as error:  # checkpoint.on_error: continue went over it
         raise SaveError(
             f"{directory.model}: was not written: with training.fsdp it is the model of the last checkpoint, which is "

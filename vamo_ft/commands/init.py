@@ -1,6 +1,5 @@
 """`vamo-ft init`: a commented configuration to start from."""
 
-import copy
 import difflib
 import inspect
 import textwrap
@@ -10,7 +9,7 @@ from typing import Any
 
 from vamo_ft.commands.data_format import format_of
 from vamo_ft.config.method import METHOD_NAMES
-from vamo_ft.config.presets import preset_values
+from vamo_ft.config.presets import with_presets
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.section import Section
 from vamo_ft.config.starters import STARTERS
@@ -61,7 +60,7 @@ def starter_config(method: str, *, model: str = _MODEL, data: str | None = None)
     lines = [
         f"# Trains {'a LoRA adapter' if STARTERS[method].adapter else 'the weights'} to {subject}.",
         "# 'vamo-ft validate' lists every key with its default and where each value comes from.",
-        *_lines(_resolved(values), values, indent=""),
+        *_lines(RunConfig.model_validate(with_presets(values)), values, indent=""),
     ]
     return "\n".join(lines) + "\n"
 
@@ -85,18 +84,6 @@ def _values(method: str, *, model: str, data: str | None) -> dict[str, Any]:
 
 def _data_at(path: str) -> dict[str, Any]:
     return {"train": {"path": path}, "format": format_of(path)}
-
-
-def _resolved(values: Mapping[str, Any]) -> RunConfig:
-    """The configuration with what the method's name presets."""
-    complete = copy.deepcopy(dict(values))
-    for key, value in preset_values(values).items():
-        *path, last = key.split(".")
-        section = complete
-        for part in path:
-            section = section.setdefault(part, {})
-        section.setdefault(last, value)
-    return RunConfig.model_validate(complete)
 
 
 def _lines(section: Section, values: Mapping[str, Any], *, indent: str) -> Iterator[str]:

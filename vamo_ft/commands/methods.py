@@ -2,8 +2,9 @@
 
 from dataclasses import astuple, dataclass
 
-from rich.console import Console
 from rich.table import Table
+
+from vamo_ft.commands.console import output_console
 
 __all__ = ["COLUMNS", "LEGEND", "METHODS", "MethodSummary", "methods"]
 
@@ -76,9 +77,7 @@ LEGEND = (
 
 def methods() -> None:
     """Prints the table, at most 100 columns wide."""
-    console = Console()
-    if not console.is_terminal or console.width > _WIDTH:
-        console = Console(width=_WIDTH)
+    console = output_console(_WIDTH)
     table = Table(*COLUMNS, box=None, pad_edge=False)
     for summary in METHODS:
         table.add_row(*astuple(summary))

@@ -8,7 +8,7 @@ from rich.table import Table
 from vamo_ft.assemble.devices import find_device
 from vamo_ft.assemble.memory import Phase
 from vamo_ft.assemble.plan import MethodPlan, Plan, build_plan
-from vamo_ft.commands.console import logging_to
+from vamo_ft.commands.console import logging_to, output_console
 from vamo_ft.config.planned import other_methods
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.sharing import why_not_shared
@@ -65,9 +65,7 @@ def plan(
             progress=SilentProgress(),
             use_cache=use_cache,
         )
-    console = Console()
-    if not console.is_terminal or console.width > _WIDTH:
-        console = Console(width=_WIDTH)
+    console = output_console(_WIDTH)
     config = found.config
     for line in _heading(found, config):
         console.print(line, highlight=False, soft_wrap=True)

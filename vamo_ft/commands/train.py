@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from vamo_ft.core.errors import DataError, DriftError, ProcessLostError, StopReq
 from vamo_ft.training.checkpoint import Checkpoint, checkpoint_folders, newest_checkpoint, open_checkpoint
 from vamo_ft.training.disk import full_disk_explained
 from vamo_ft.training.progress import ConsoleProgress
-from vamo_ft.training.rundir import RunDirectory, environment, write_json, write_text
+from vamo_ft.training.rundir import RunDirectory, environment, unused, write_json, write_text
 from vamo_ft.training.runtime import connected, memory_errors_explained
 from vamo_ft.training.signals import StopSignals
 from vamo_ft.training.sinks import MetricsWriter
@@ -308,16 +307,12 @@ def _stop_requested(directory: RunDirectory, signals: StopSignals, clock: _Train
 
 def _with_new_name(config: RunConfig) -> RunConfig:
     """The configuration under the first of `name`, `name-2`, `name-3` ... that has no directory yet."""
-    name, number = config.run.name, 1
-    while exists(Path(config.run.output_dir) / name):  # unlike Path.exists, false where it may not be seen
-        number += 1
-        name = f"{config.run.name}-{number}"
+    name = unused(Path(config.run.output_dir) / config.run.name).name
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
 def _is_finished(directory: RunDirectory, config: RunConfig) -> bool:
-    status = directory.read_status()
-    if status is None or status.get("state") != "finished" or not directory.config.is_file():
+    if directory.read_status().get("state") != "finished" or not directory.config.is_file():
         return False
     if not directory.model.is_dir():  # somebody removed it: it is written again from the last checkpoint
         return False

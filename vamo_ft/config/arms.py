@@ -7,7 +7,7 @@ from typing import Any
 
 from vamo_ft.config.comparison import ComparedConfig
 from vamo_ft.config.method import METHOD_NAMES
-from vamo_ft.config.presets import preset_values
+from vamo_ft.config.presets import with_presets
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.starters import STARTERS
 
@@ -76,9 +76,7 @@ def arm_values(raw: Mapping[str, Any], label: str, arm: ComparedConfig, *, learn
     values["optimizer"]["learning_rate"] = learning_rate
     for key, value in arm.set.items():
         _put(values, key, value)
-    for key, value in preset_values(values).items():
-        _put(values, key, value, only_new=True)
-    return values
+    return with_presets(values)
 
 
 def _method_name(label: str, arm: ComparedConfig) -> str:
@@ -92,14 +90,11 @@ def _method_name(label: str, arm: ComparedConfig) -> str:
     return str(name)
 
 
-def _put(values: dict[str, Any], key: str, value: Any, *, only_new: bool = False) -> None:
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     section = values
     for part in path:
         if not isinstance(section.get(part), dict):
-            if only_new and part in section:
-                return
             section[part] = {}
         section = section[part]
-    if not (only_new and last in section):
-        section[last] = value
+    section[last] = value

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vamo_ft.config.yaml_text import KeyPath, dotted
+
 __all__ = ["leaves", "meaning_changes"]
 
 _FREE = (
@@ -37,7 +39,7 @@ def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Seq
     Args:
         free: keys and sections that may differ.
     """
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = ({dotted(path): value for path, value in leaves(tree)} for tree in (old, new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -45,12 +47,13 @@ def meaning_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Seq
     ]
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in a resolved configuration; a list is one value."""
+def leaves(tree: Mapping[Any, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Path and value of everything in a resolved configuration; a list of anything but sections is one value."""
     for key, value in tree.items():
+        here = (*path, str(key))
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, here)
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            yield from leaves({str(number): item for number, item in enumerate(value)}, f"{prefix}{key}.")
+            yield from leaves(dict(enumerate(value)), here)
         else:
-            yield f"{prefix}{key}", value
+            yield here, value

@@ -1,17 +1,25 @@
 """The `compare` section: which methods are compared, at what budget. `vamo-ft train` takes no notice of it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vamo_ft.config.budget import Budget
 from vamo_ft.config.section import Section
 
-__all__ = ["CompareConfig", "ComparedConfig"]
+__all__ = ["CompareConfig", "ComparedConfig", "Seed", "Seeds", "check_tuning_seed"]
 
-_Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+def _different(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("the same seed twice is the same run")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[list[Seed], AfterValidator(_different)]
 
 _GIVEN = (
     "compare",
@@ -64,13 +72,13 @@ class CompareConfig(Section):
         description="of each run, such as '20000 evaluations' (forward + 2 x backward samples), '3e14 flops', "
         "'100k tokens' (forward + 2 x backward) or '600 seconds'; or --budget"
     )
-    seeds: list[_Seed] = Field(
+    seeds: Seeds = Field(
         [1, 2, 3],
         min_length=1,
         max_length=20,
         description="seeds of the runs that are reported; a number N stands for 1 to N",
     )
-    tuning_seed: _Seed = Field(0, description="seed of the runs that choose learning rates; none of seeds")
+    tuning_seed: Seed = Field(0, description="seed of the runs that choose learning rates; none of seeds")
     metric: str | None = Field(
         None, description="one of evaluation.metrics; null: the first of them that is a score, else loss"
     )
@@ -93,13 +101,6 @@ class CompareConfig(Section):
         counted = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1000
         return list(range(1, value + 1)) if counted else value
 
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value):
-            raise ValueError("the same seed twice is the same run")
-        return value
-
     @field_validator("methods", mode="before")
     @classmethod
     def _nothing_more_to_say(cls, value: Any) -> Any:
@@ -115,9 +116,14 @@ class CompareConfig(Section):
 
     @model_validator(mode="after")
     def _tuning_is_apart(self) -> "CompareConfig":
-        if self.tuning_seed in self.seeds:
-            raise ValueError(f"tuning_seed: {self.tuning_seed} is one of seeds, whose results it would favour")
+        check_tuning_seed(self.tuning_seed, self.seeds)
         return self
+
+
+def check_tuning_seed(seed: int, seeds: Sequence[int]) -> None:
+    """Refuses one whose run is reported too."""
+    if seed in seeds:
+        raise ValueError(f"tuning_seed: {seed} is one of seeds, whose results it would favour")
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

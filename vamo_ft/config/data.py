@@ -44,12 +44,8 @@ class ClassificationFormat(Section):
         return ("accuracy",)
 
 
-class PromptCompletionFormat(Section):
-    """A prompt and the text to learn; the end-of-text token is appended to the completion."""
-
-    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification, chat, text or task")
-    prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
-    completion: str = Field("{completion}", description="the text to learn, with columns in braces")
+class FreeText(Section):
+    """A format of rows without classes."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,7 +58,15 @@ class PromptCompletionFormat(Section):
         return FREE_TEXT_METRICS
 
 
-class ChatFormat(Section):
+class PromptCompletionFormat(FreeText):
+    """A prompt and the text to learn; the end-of-text token is appended to the completion."""
+
+    type: Literal["prompt_completion"] = Field(description="prompt_completion, classification, chat, text or task")
+    prompt: str = Field("{prompt}", description="the prompt, with columns in braces")
+    completion: str = Field("{completion}", description="the text to learn, with columns in braces")
+
+
+class ChatFormat(FreeText):
     """Conversations through the tokenizer's chat template; what the assistant says is learnt."""
 
     type: Literal["chat"] = Field(description="chat, classification, prompt_completion, text or task")
@@ -76,27 +80,12 @@ class ChatFormat(Section):
         "assistant", description="assistant (all its turns), or last (its last turn alone)"
     )
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """There are none."""
-        return ()
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What can be measured beside the loss; an answer is the last turn."""
-        return FREE_TEXT_METRICS
-
-
-class TextFormat(Section):
+class TextFormat(FreeText):
     """Plain documents, learnt from their second token on; the end-of-text token is appended."""
 
     type: Literal["text"] = Field(description="text, classification, prompt_completion, chat or task")
     column: str = Field("text", description="column of the document")
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """There are none."""
-        return ()
 
     @property
     def metrics(self) -> tuple[str, ...]:

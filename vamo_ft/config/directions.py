@@ -87,12 +87,12 @@ class DirectionsConfig(Section):
         return self
 
 
-def check_structure(estimator: str, directions: DirectionsConfig) -> None:
+def check_structure(estimator: str, structure: Structure) -> None:
     """Refuses a structure that the estimator does not take."""
     allowed = STRUCTURES[estimator]
-    if directions.structure not in allowed:
-        able = [name for name, structures in STRUCTURES.items() if directions.structure in structures]
+    if structure not in allowed:
+        able = [name for name, structures in STRUCTURES.items() if structure in structures]
         raise ValueError(
-            f"directions.structure: {estimator} takes {' or '.join(allowed)}, not {directions.structure}; leave it "
+            f"directions.structure: {estimator} takes {' or '.join(allowed)}, not {structure}; leave it "
             f"out, or write name: {' or '.join(able)}"
         )

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vamo_ft.config.arms import Arm, arm_values, candidates
+from vamo_ft.config.compare import leaves
 from vamo_ft.config.errors import ConfigError
 from vamo_ft.config.paper import ExperimentConfig, arm_run
 from vamo_ft.config.presets import preset_values
@@ -60,7 +61,7 @@ def load_config(path: Path, *, overrides: Sequence[str] = (), methods: Sequence[
     raw = copy.deepcopy(draft.values)
     draft.preset()
     config = draft.validated(RunConfig)
-    sources = {dotted(leaf): draft.source(leaf) for leaf in _leaves(_plain(config))}
+    sources = {dotted(leaf): draft.source(leaf) for leaf, _ in leaves(_plain(config))}
     return LoadedConfig(config, sources, draft.arms(config, raw))
 
 
@@ -91,7 +92,7 @@ def dump_config(config: RunConfig) -> str:
 
 def resolved_values(config: RunConfig) -> dict[str, Any]:
     """Dotted key -> plain value, for every value of the configuration; a list of anything but sections is one value."""
-    return {dotted(path): value for path, value in _leaves(_plain(config)).items()}
+    return {dotted(path): value for path, value in leaves(_plain(config))}
 
 
 @dataclass(slots=True)
@@ -255,15 +256,3 @@ def _is_open(values: Any, path: KeyPath) -> bool:
 
 def _plain(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
-
-
-def _leaves(values: Mapping[str, Any], path: KeyPath = ()) -> dict[KeyPath, Any]:
-    leaves: dict[KeyPath, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            leaves.update(_leaves(value, (*path, key)))
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            leaves.update(_leaves({str(number): item for number, item in enumerate(value)}, (*path, key)))
-        else:
-            leaves[(*path, key)] = value
-    return leaves

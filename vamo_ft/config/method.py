@@ -29,6 +29,9 @@ _STRUCTURE_OF: Mapping[str, Structure] = {
 }
 
 
+_NAME = "the method; 'vamo-ft methods' lists them"
+
+
 class MethodSection(Section):
     """What the rest of the program asks of any method.
 
@@ -40,13 +43,28 @@ class MethodSection(Section):
     projected: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = True
 
+    @property
+    def structure(self) -> Structure | None:
+        """Of its directions; None where they have no section, or there are none."""
+        directions: DirectionsConfig | None = getattr(self, "directions", None)
+        return None if directions is None else directions.structure
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """What `method.name` says for it, the estimator's own name first."""
+        return get_args(cls.model_fields["name"].annotation)
+
+    @model_validator(mode="after")
+    def _structure_fits(self) -> "MethodSection":
+        if self.structure is not None:
+            check_structure(self.names()[0], self.structure)
+        return self
+
 
 class FirstOrderConfig(MethodSection):
     """Back-propagation. `sgd`, `adamw` and `adagrad` also choose the optimizer of that name."""
 
-    name: Literal["first_order", "sgd", "adamw", "adagrad"] = Field(
-        description="the method; 'vamo-ft methods' lists them"
-    )
+    name: Literal["first_order", "sgd", "adamw", "adagrad"] = Field(description=_NAME)
 
 
 class SpsaConfig(MethodSection):
@@ -56,7 +74,7 @@ class SpsaConfig(MethodSection):
     needs_gradient: ClassVar[bool] = False
 
     name: Literal["spsa", "mezo", "mezo_bcd", "lozo", "subzero", "sparse_mezo", "zo_adam", "zo_sign", "zo_momentum"] = (
-        Field(description="the method; 'vamo-ft methods' lists them")
+        Field(description=_NAME)
     )
     probes: int = Field(1, ge=1, description="q, directions per step; 2q (central) or q+1 (forward) forward passes")
     eps: float = Field(
@@ -69,8 +87,7 @@ class SpsaConfig(MethodSection):
     directions: DirectionsConfig = DirectionsConfig()
 
     @model_validator(mode="after")
-    def _structure_fits(self) -> "SpsaConfig":
-        check_structure("spsa", self.directions)
+    def _structure_is_that_of_the_name(self) -> "SpsaConfig":
         if self.directions.structure != _STRUCTURE_OF.get(self.name, self.directions.structure):
             raise ValueError(
                 f"directions.structure: {self.directions.structure} contradicts name: {self.name}; leave it out, or "
@@ -82,7 +99,7 @@ class SpsaConfig(MethodSection):
 class VamoConfig(MethodSection):
     """VAMO: the mini-batch gradient, corrected by zeroth-order probes of a snapshot (arXiv 2505.13954)."""
 
-    name: Literal["vamo"] = Field(description="the method; 'vamo-ft methods' lists them")
+    name: Literal["vamo"] = Field(description=_NAME)
     probes: int = Field(1, ge=1, description="q, directions per snapshot; 2q (central) or q+1 (forward) forward passes")
     eps: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto",
@@ -113,11 +130,6 @@ class VamoConfig(MethodSection):
     normaliser: Literal["data", "batch"] = Field(
         "data", description="divide the batch term by the data's mean token count (unbiased), or by the batch's own"
     )
-
-    @model_validator(mode="after")
-    def _structure_fits(self) -> "VamoConfig":
-        check_structure("vamo", self.directions)
-        return self
 
     @model_validator(mode="after")
     def _directions_have_a_size(self) -> "VamoConfig":
@@ -163,7 +175,7 @@ class VamoConfig(MethodSection):
 class VamoLiteralConfig(MethodSection):
     """VAMO as published, for small models: directions of its own for every sample (arXiv 2505.13954)."""
 
-    name: Literal["vamo_literal"] = Field(description="the method; 'vamo-ft methods' lists them")
+    name: Literal["vamo_literal"] = Field(description=_NAME)
     probes: int = Field(1, ge=1, description="q, directions per sample and snapshot; q+1 forward passes")
     radius: float = Field(
         gt=0,
@@ -185,7 +197,7 @@ class VamoLiteralConfig(MethodSection):
 class AddaxConfig(MethodSection):
     """Long samples zeroth order, short ones by back-propagation (Addax, arXiv 2410.06441)."""
 
-    name: Literal["addax"] = Field(description="the method; 'vamo-ft methods' lists them")
+    name: Literal["addax"] = Field(description=_NAME)
     boundary: int = Field(
         gt=0, description="tokens of the longest sample that is back-propagated; longer ones are estimated from losses"
     )
@@ -201,33 +213,23 @@ class AddaxConfig(MethodSection):
     difference: Difference = Field("central", description="central: error O(eps^2); forward: error O(eps), q+1 passes")
     directions: DirectionsConfig = DirectionsConfig()
 
-    @model_validator(mode="after")
-    def _structure_fits(self) -> "AddaxConfig":
-        check_structure("addax", self.directions)
-        return self
-
 
 class ForwardGradientConfig(MethodSection):
     """Exact directional derivatives by forward-mode differentiation, without a backward pass (arXiv 2202.08587)."""
 
     projected: ClassVar[bool] = True
 
-    name: Literal["forward_gradient"] = Field(description="the method; 'vamo-ft methods' lists them")
+    name: Literal["forward_gradient"] = Field(description=_NAME)
     probes: int = Field(
         1, ge=1, description="q, directions per step; a pass with derivatives each, which costs about two"
     )
     directions: DirectionsConfig = DirectionsConfig()
 
-    @model_validator(mode="after")
-    def _structure_fits(self) -> "ForwardGradientConfig":
-        check_structure("forward_gradient", self.directions)
-        return self
-
 
 class SvrgConfig(MethodSection):
     """SVRG: the mini-batch gradient, corrected by back-propagation at a snapshot (arXiv 2311.05589)."""
 
-    name: Literal["svrg"] = Field(description="the method; 'vamo-ft methods' lists them")
+    name: Literal["svrg"] = Field(description=_NAME)
     alpha: float = Field(1.0, ge=0, description="coefficient of the correction, at the start where it decays")
     alpha_decay: Literal["none", "linear"] = Field(
         "linear", description="alpha over the run: linear, down to 0 at its end (alpha-SVRG), or none (plain SVRG)"
@@ -247,7 +249,7 @@ class ZoSvrgConfig(MethodSection):
     projected: ClassVar[bool] = True
     needs_gradient: ClassVar[bool] = False
 
-    name: Literal["zo_svrg", "mezo_svrg"] = Field(description="the method; 'vamo-ft methods' lists them")
+    name: Literal["zo_svrg", "mezo_svrg"] = Field(description=_NAME)
     probes: int = Field(1, ge=1, description="q, directions per step and per snapshot; 4q forward passes a step")
     eps: float = Field(
         1e-3,
@@ -264,11 +266,6 @@ class ZoSvrgConfig(MethodSection):
         "(lr1 / lr2); mezo_svrg presets 10. Other values than 1 need plain sgd",
     )
 
-    @model_validator(mode="after")
-    def _structure_fits(self) -> "ZoSvrgConfig":
-        check_structure("zo_svrg", self.directions)
-        return self
-
 
 MethodConfig = Annotated[
     FirstOrderConfig
@@ -283,17 +280,6 @@ MethodConfig = Annotated[
 ]
 
 METHOD_NAMES: tuple[str, ...] = tuple(
-    name
-    for section in (
-        FirstOrderConfig,
-        SpsaConfig,
-        VamoConfig,
-        VamoLiteralConfig,
-        SvrgConfig,
-        ZoSvrgConfig,
-        AddaxConfig,
-        ForwardGradientConfig,
-    )
-    for name in get_args(section.model_fields["name"].annotation)
+    name for section in get_args(get_args(MethodConfig)[0]) for name in section.names()
 )
 """Every value that `method.name` takes."""

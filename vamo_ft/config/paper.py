@@ -2,15 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from vamo_ft.config.comparison import Seed, Seeds, check_tuning_seed
 from vamo_ft.config.method import OPTIMIZERS, MethodConfig
 from vamo_ft.config.schema import RunConfig
 from vamo_ft.config.section import Section
 
 __all__ = ["ArmConfig", "DigitsConfig", "ExperimentConfig", "LeastSquaresConfig", "ProblemConfig", "arm_run"]
-
-_Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class LeastSquaresConfig(Section):
@@ -22,7 +21,7 @@ class LeastSquaresConfig(Section):
     flipped: float = Field(
         0.1, ge=0, lt=0.5, description="share of labels that are wrong, so that samples disagree at the optimum too"
     )
-    seed: _Seed = Field(0, description="seed of the data, which are the same for all methods and seeds")
+    seed: Seed = Field(0, description="seed of the data, which are the same for all methods and seeds")
 
 
 class DigitsConfig(Section):
@@ -59,21 +58,13 @@ class ExperimentConfig(Section):
     batch_size: int = Field(gt=0, description="samples per step")
     steps: int = Field(gt=0, description="updates of each run")
     record_every: int = Field(gt=0, description="steps between two evaluations of the training loss on all samples")
-    seeds: list[_Seed] = Field(min_length=1, description="seeds of starting point, sample order and directions")
-    tuning_seed: _Seed = Field(description="seed with which step sizes are chosen; none of seeds")
+    seeds: Seeds = Field(min_length=1, description="seeds of starting point, sample order and directions")
+    tuning_seed: Seed = Field(description="seed with which step sizes are chosen; none of seeds")
     arms: list[ArmConfig] = Field(min_length=1, description="the methods")
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value):
-            raise ValueError("the same seed twice is the same run")
-        return value
 
     @model_validator(mode="after")
     def _tuning_is_apart(self) -> "ExperimentConfig":
-        if self.tuning_seed in self.seeds:
-            raise ValueError(f"tuning_seed: {self.tuning_seed} is one of seeds, whose results it would favour")
+        check_tuning_seed(self.tuning_seed, self.seeds)
         return self
 
     @model_validator(mode="after")

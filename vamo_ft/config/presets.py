@@ -1,5 +1,6 @@
 """Defaults that a method's name brings, applied before what the file says."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,4 +49,17 @@ def preset_values(raw: Mapping[str, Any]) -> dict[str, Any]:
         del values["optimizer.momentum"]  # the contradiction is told in terms of what is written
     if _ZEROTH_ORDER.keys() <= values.keys() and isinstance(model, Mapping) and model.get("adapter") is not None:
         values["method.eps"] = 1e-2
+    return values
+
+
+def with_presets(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the values, with what the method's name presets where nothing is written."""
+    values = copy.deepcopy(dict(raw))
+    for key, value in preset_values(raw).items():
+        *path, last = key.split(".")
+        section: Any = values
+        for part in path:
+            section = section.setdefault(part, {}) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.setdefault(last, value)
     return values

@@ -15,7 +15,6 @@ from vamo_ft.config.method import (
     OPTIMIZERS,
     ForwardGradientConfig,
     MethodConfig,
-    SpsaConfig,
     SvrgConfig,
     VamoConfig,
     ZoSvrgConfig,
@@ -157,6 +156,11 @@ class RunConfig(Section):
     compare: CompareConfig | None = Field(None, description="methods that 'vamo-ft compare' compares")
 
     @property
+    def num_labels(self) -> int | None:
+        """Classes of a classifier head; None: the model has none."""
+        return len(self.data.format.classes) if self.model.task == "sequence_classification" else None
+
+    @property
     def why_not_streamed(self) -> str | None:
         """Why `training.stream_layers` cannot be true; None: it can."""
         return why_not_streamed(self.method, self.optimizer, quantized=self.model.quantization is not None)
@@ -189,10 +193,7 @@ class RunConfig(Section):
         adapter = self.model.adapter
         if adapter is not None and not adapter.modules_to_save and self.model.task == "causal_lm":
             raise ValueError("optimizer.master_weights: adapters are float32 themselves; leave it out")
-        sparse = isinstance(self.method, SpsaConfig | ForwardGradientConfig) and (
-            self.method.directions.structure == "sparse"
-        )
-        if sparse and self.optimizer.is_plain_sgd:
+        if self.method.structure == "sparse" and self.optimizer.is_plain_sgd:
             raise ValueError(
                 "optimizer.master_weights: method.directions.structure: sparse takes the smaller of the bfloat16 "
                 "weights, which are not quite the smaller of the float32 ones; leave it out"
@@ -211,9 +212,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sparse_directions_find_small_weights(self) -> "RunConfig":
-        if not isinstance(self.method, SpsaConfig | ForwardGradientConfig):
-            return self
-        if self.method.directions.structure == "sparse" and self.model.adapter:
+        if self.method.structure == "sparse" and self.model.adapter:
             raise ValueError(
                 "method.directions.structure: sparse takes the smaller weights of each tensor, and half of an "
                 "adapter's are all zero at the start; leave model.adapter out, or write another structure"
@@ -332,11 +331,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _snapshot_subset_is_large(self) -> "RunConfig":
-        if isinstance(self.method, VamoConfig | SvrgConfig | ZoSvrgConfig) and self.method.snapshot.set != "all":
-            least = 8 * self.method.snapshot.every.count * self.training.batch_size
-            if self.method.snapshot.set.subset < least:
+        if isinstance(self.method, VamoConfig | SvrgConfig | ZoSvrgConfig):
+            subset, least = self.method.snapshot.subset, 8 * self.method.snapshot.every.count * self.training.batch_size
+            if subset is not None and subset < least:
                 raise ValueError(
-                    f"method.snapshot.set.subset: {self.method.snapshot.set.subset} is below {least} = 8 * every * "
-                    "training.batch_size; a smaller set mostly corrects towards the steps it is about to score"
+                    f"method.snapshot.set.subset: {subset} is below {least} = 8 * every * training.batch_size; a "
+                    "smaller set mostly corrects towards the steps it is about to score"
                 )
         return self

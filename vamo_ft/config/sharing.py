@@ -19,11 +19,10 @@ def why_not_shared(config: "RunConfig") -> str | None:
             f"method.name: {method.name} needs whole tensors in every process; leave it out, or write adamw, mezo, "
             "vamo or one of their kind"
         )
-    structure = None if isinstance(method, FirstOrderConfig) else method.directions.structure
-    if structure in ("low_rank", "subspace", "sparse"):
+    if method.structure in ("low_rank", "subspace", "sparse"):
         return (
-            f"method.directions.structure: {structure} needs whole tensors in every process; leave training.fsdp out, "
-            "or write full or block"
+            f"method.directions.structure: {method.structure} needs whole tensors in every process; leave "
+            "training.fsdp out, or write full or block"
         )
     for key, present in (
         ("model.compile", config.model.compile),

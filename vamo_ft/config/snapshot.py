@@ -25,6 +25,11 @@ class SnapshotConfig(Section):
         "sketch and basis of gradient_subspace) in host memory, and bring it to the device tensor by tensor",
     )
 
+    @property
+    def subset(self) -> int | None:
+        """Samples whose mean stands for the mean over all; None: all of them."""
+        return None if self.set == "all" else self.set.subset
+
     @model_validator(mode="after")
     def _subset_needs_steps(self) -> "SnapshotConfig":
         if self.set != "all" and self.every.unit != "step":

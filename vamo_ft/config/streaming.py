@@ -16,9 +16,9 @@ def why_not_streamed(method: MethodConfig, optimizer: OptimizerConfig, *, quanti
         return (
             f"method.name: {method.name} needs all layers at once, or copies of them; write false, or method.name: mezo"
         )
-    if (structure := method.directions.structure) not in ("full", "block"):
+    if method.structure not in ("full", "block"):
         return (
-            f"directions of structure: {structure} are not formed layer by layer; write false, or "
+            f"directions of structure: {method.structure} are not formed layer by layer; write false, or "
             "method.directions.structure: full or block"
         )
     if optimizer.master_weights:

@@ -11,7 +11,7 @@ from vamo_ft.core.directions import HashedDirections
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.second_moment import SecondMoment, squared_norm
-from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.stack import stacked_layers
 
 __all__ = ["Block", "BlockDirections", "BlockOrder", "block_at", "model_blocks"]
 
@@ -32,7 +32,7 @@ def model_blocks(module: nn.Module, parameters: TrainableParameters) -> tuple[Bl
     Each layer of a stack is a block, and outside the stacks each module that owns trainable tensors directly: the
     embedding, the last norm, the head. A tied tensor belongs to the first block that holds it.
     """
-    layers = {layer for stack in layer_stacks(module) for layer in stack}
+    layers = set(stacked_layers(module))
 
     def walk(name: str, part: nn.Module) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         if part in layers:

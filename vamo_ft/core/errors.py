@@ -1,6 +1,11 @@
-"""Every way a run ends early, with the exit code the command line gives it."""
+"""Every way a run ends early, with the exit code the command line gives it; and what libraries say of theirs."""
 
 from typing import ClassVar
+
+
+def first_line(error: BaseException, *, otherwise: str | None = None) -> str:
+    """What a library says, on one line; `otherwise` (None: the error's type) where it says nothing."""
+    return (str(error).splitlines() or [otherwise or type(error).__name__])[0]
 
 
 class VamoFtError(Exception):

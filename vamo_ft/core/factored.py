@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Generic, Literal, TypeVar
 
@@ -72,6 +73,7 @@ class FactoredDirections(ABC):
     ) -> None:
         self._parameters = parameters
         self._refresh_every = refresh_every
+        self._compile_kernels = compile_kernels
         self._plain = HashedDirections(parameters, distribution=distribution, compile_kernels=compile_kernels)
         self._matrices: dict[int, _Matrix] = {}
         for index, tensor in enumerate(parameters.tensors):
@@ -283,24 +285,14 @@ class SubspaceDirections(FactoredDirections):
     Source: SubZero, arXiv 2410.08989, Algorithm 1 (`refresh_every` is the paper's T0, S its Z).
     """
 
-    def __init__(
-        self,
-        parameters: TrainableParameters,
-        *,
-        rank: int,
-        refresh_every: int,
-        distribution: Literal["rademacher", "gaussian"] = "gaussian",
-        compile_kernels: bool | None = None,
-    ) -> None:
-        super().__init__(
-            parameters,
-            rank=rank,
-            refresh_every=refresh_every,
-            distribution=distribution,
-            compile_kernels=compile_kernels,
-        )
-        self._normal = HashedDirections(parameters, distribution="gaussian", compile_kernels=compile_kernels)
-        self._bases: _Recent[tuple[list[Tensor], list[Tensor]]] = _Recent()
+    @cached_property
+    def _normal(self) -> HashedDirections:
+        """What U and V are drawn from."""
+        return HashedDirections(self._parameters, distribution="gaussian", compile_kernels=self._compile_kernels)
+
+    @cached_property
+    def _bases(self) -> "_Recent[tuple[list[Tensor], list[Tensor]]]":
+        return _Recent()
 
     def _spectra(self, gradients: Mapping[int, Tensor], key: HashKey) -> list[tuple[float, float, Tensor]]:
         left, right = self._kept_bases(key)

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from vamo_ft.core.transfer import to_device
 
-__all__ = ["BLOCK", "Domain", "HashKey", "block_words", "hashed", "philox", "random_bits"]
+__all__ = [
+    "BLOCK",
+    "Domain",
+    "HashKey",
+    "block_words",
+    "direction_keys",
+    "hashed",
+    "permutation",
+    "philox",
+    "random_bits",
+]
 
 Word = TypeVar("Word", int, Tensor)
 
@@ -56,6 +66,11 @@ class HashKey(NamedTuple):
         counter = (self.probe & _MASK, self.step & _MASK, self.step >> 32 & _MASK, int(self.domain))
         first, second, _, _ = philox(counter, (self.seed & _MASK, self.seed >> 32 & _MASK))
         return first, second
+
+
+def direction_keys(seed: int, step: int, count: int, *, first: int = 0) -> tuple[HashKey, ...]:
+    """The keys of a step's directions number `first` to `first + count - 1`."""
+    return tuple(HashKey(seed, Domain.DIRECTION, step, probe) for probe in range(first, first + count))
 
 
 def philox(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
@@ -106,6 +121,11 @@ def random_bits(key: HashKey, start: int, stop: int, *, device: torch.device, la
     bits = hashed(element, words[:, :1], words[:, 1:]).flatten()  # (blocks * columns,)
     skipped = start - (first * BLOCK + low)
     return bits[skipped : skipped + stop - start]
+
+
+def permutation(size: int, key: HashKey) -> Tensor:
+    """(size,) int64: the numbers below `size` sorted by the random bits of `key`, equal bits in their own order."""
+    return torch.argsort(random_bits(key, 0, size, device=torch.device("cpu")), stable=True)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from vamo_ft.core.errors import DeviceMemoryError
+from vamo_ft.core.errors import DeviceMemoryError, first_line
 from vamo_ft.core.types import Batch
 
 __all__ = ["KEEP_LESS", "is_allocation_failure", "largest_of", "memory_explained"]
@@ -49,7 +49,7 @@ def memory_explained(phase: str | Callable[[], str], *, remedy: str) -> Iterator
         if not is_allocation_failure(error):
             raise
         place = phase if isinstance(phase, str) else phase()
-        reason = next(iter(str(error).splitlines()), "an allocation failed")
+        reason = first_line(error, otherwise="an allocation failed")
         raise DeviceMemoryError(
             f"out of memory in {place}: {reason}; {remedy}, and run again: the last checkpoint is used"
         ) from error

@@ -9,7 +9,7 @@ from torch import Tensor
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.transfer import to_device, to_host
 
-__all__ = ["Shelf", "shelved"]
+__all__ = ["Shelf", "shelved", "shelved_zeros"]
 
 
 class Shelf(Sequence[Tensor]):
@@ -83,3 +83,9 @@ def shelved(parameters: TrainableParameters, *, offload: bool) -> Shelf:
     """A copy of the parameters' values."""
     copies = (tensor.detach().clone() for tensor in parameters.tensors)
     return Shelf(copies, device=parameters.device, offload=offload)
+
+
+def shelved_zeros(parameters: TrainableParameters) -> Shelf:
+    """Zeros of the parameters' shapes on the device, float32 or wider, to add up in."""
+    zeros = (torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters.tensors)
+    return Shelf(zeros, device=parameters.device, offload=False)

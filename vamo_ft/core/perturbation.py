@@ -16,7 +16,7 @@ from vamo_ft.core.memory import is_allocation_failure
 from vamo_ft.core.offload import Shelf
 from vamo_ft.core.parameters import TrainableParameters, num_weights
 from vamo_ft.core.protocols import Directions
-from vamo_ft.core.stack import Owners, layer_stacks, owners_of, replace_forward, restore_forward
+from vamo_ft.core.stack import Owners, owners_of, replace_forward, restore_forward, stacked_layers
 
 __all__ = ["Perturber", "placed_at", "point_rounding"]
 
@@ -160,7 +160,7 @@ class Perturber:
         reached = sum(tensors[index].numel() for index in support)
         if self._whole or reached <= _COPY_UP_TO * sum(map(num_weights, self._module.parameters())):
             return _Layout(support, (), (), held)
-        layers = [layer for stack in layer_stacks(self._module) for layer in stack]
+        layers = stacked_layers(self._module)
         copied: list[int] = []
         streamed: dict[int, list[int]] = {}
         rows: list[tuple[int, tuple[nn.Module, ...]]] = []

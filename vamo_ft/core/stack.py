@@ -6,7 +6,16 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from torch import nn
 
-__all__ = ["Owners", "Replay", "layer_stacks", "owners_of", "replace_forward", "replays", "restore_forward"]
+__all__ = [
+    "Owners",
+    "Replay",
+    "layer_stacks",
+    "owners_of",
+    "replace_forward",
+    "replays",
+    "restore_forward",
+    "stacked_layers",
+]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -17,7 +26,7 @@ class Owners:
     """Where one parameter tensor is used.
 
     Attributes:
-        layers: numbers of the layers that hold it, in the order of `layer_stacks`, all stacks in one row.
+        layers: numbers in `stacked_layers` of the layers that hold it.
         outside: modules outside the layers that hold it as an attribute of their own.
     """
 
@@ -30,9 +39,14 @@ def layer_stacks(module: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
     return tuple(_stacks(module))
 
 
+def stacked_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of all stacks in one row."""
+    return [layer for stack in layer_stacks(module) for layer in stack]
+
+
 def owners_of(module: nn.Module, tensors: Sequence[nn.Parameter]) -> tuple[Owners, ...]:
     """The owners of each of these parameters of the module; a tied one can have several."""
-    layers = [layer for stack in layer_stacks(module) for layer in stack]
+    layers = stacked_layers(module)
     inside = {id(part) for layer in layers for part in layer.modules()}
     by_layer: dict[int, list[int]] = {}
     for number, layer in enumerate(layers):

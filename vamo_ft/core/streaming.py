@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vamo_ft.core.errors import UsageError
-from vamo_ft.core.stack import layer_stacks, owners_of, replays
+from vamo_ft.core.stack import owners_of, replays, stacked_layers
 
 __all__ = ["Change", "LayerStream", "streamed_parameters"]
 
@@ -30,7 +30,7 @@ def streamed_parameters(
     module: nn.Module, *, resident: Collection[nn.Parameter] = ()
 ) -> dict[nn.Module, list[nn.Parameter]]:
     """For each layer that has some the parameters that it alone uses, without `resident` ones."""
-    layers = [layer for stack in layer_stacks(module) for layer in stack]
+    layers = stacked_layers(module)
     stay = {id(parameter) for parameter in resident}
     parameters = [p for p in module.parameters() if id(p) not in stay and p.is_floating_point() and p.numel() > 0]
     own: dict[nn.Module, list[nn.Parameter]] = {}

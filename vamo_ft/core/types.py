@@ -51,6 +51,11 @@ class Batch:
         )
 
 
+def total_count(batches: Iterable[Batch], device: torch.device) -> Tensor:
+    """() float64 on `device`: the weight of all samples together."""
+    return to_device(torch.cat([batch.counts for batch in batches]), device).double().sum()
+
+
 @dataclass(frozen=True, slots=True)
 class LossTerms:
     """Per-sample sums; nothing is reduced here.

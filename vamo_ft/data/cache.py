@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vamo_ft.core.errors import first_line
 from vamo_ft.data.examples import TokenizedData
 
 __all__ = ["TokenCache", "cache_folder"]
@@ -68,7 +69,7 @@ class TokenCache:
         try:
             found = _read(place)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            _log.warning("tokens: %s is damaged (%s); they are made again", place, _first_line(error))
+            _log.warning("tokens: %s is damaged (%s); they are made again", place, first_line(error))
             shutil.rmtree(place, ignore_errors=True)
             found = None
         if found is not None:
@@ -187,7 +188,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value["pairs"]}
     return tuple(map(_plain, value)) if isinstance(value, list) else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -23,12 +23,14 @@ _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _STAND_IN = "\ue000\ue001\ue002"  # of the private-use area: in place of a turn, to see what a template puts around it
 
 
-def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
-    """Uses `template`, a Jinja text or the path of a file with one, and saves it with the tokenizer.
+def set_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | None) -> None:
+    """Uses `template`, a Jinja text or the path of a file with one, and saves it with the tokenizer; None: its own.
 
     Raises:
         DataError: it is neither.
     """
+    if template is None:
+        return
     if "{{" not in template and "{%" not in template:
         path = Path(template).expanduser()
         try:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vamo_ft.config.data import DataSetConfig
-from vamo_ft.core.errors import DataError, StopRequested
+from vamo_ft.core.errors import DataError, StopRequested, first_line
 from vamo_ft.data.rows import Rows
 from vamo_ft.data.stopping import until_stopped
 
@@ -37,12 +37,12 @@ def load_hub(config: DataSetConfig, *, offline: bool, stop_requested: Callable[[
     except StopRequested:
         raise
     except (ConnectionError, FileNotFoundError) as error:
-        reason = "run.offline forbids a download" if offline else _first_line(error)
+        reason = "run.offline forbids a download" if offline else first_line(error)
         raise DataError(
             f"{config.path}: no file or folder here, and not in the cache of Hub data sets; {reason}"
         ) from error
     except Exception as error:
-        raise DataError(f"{config.path}: cannot be loaded from the Hub ({_first_line(error)})") from error
+        raise DataError(f"{config.path}: cannot be loaded from the Hub ({first_line(error)})") from error
     if offline and config.revision is not None:
         _check_cached_revision(config.path, config.revision, files=[entry["filename"] for entry in rows.cache_files])
     if config.limit is not None:
@@ -82,7 +82,3 @@ def _check_cached_revision(path: str, revision: str, *, files: Iterable[str]) ->
             f"{path}: offline, revision '{revision}' is not the cached commit {', '.join(sorted(commits))}; "
             "write that commit, or leave revision out"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,8 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vamo_ft.core.hashing import Domain, HashKey
-from vamo_ft.data.order import permutation, take
+from vamo_ft.core.hashing import Domain, HashKey, permutation
+from vamo_ft.data.order import take
 
 __all__ = ["MixedOrder", "Mixture", "Origin"]
 

@@ -1,14 +1,13 @@
 """The order in which training takes its samples: a pure function of the seed and the step."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from vamo_ft.core.hashing import Domain, HashKey, random_bits
+from vamo_ft.core.hashing import Domain, HashKey, permutation
 
-__all__ = ["SampleOrder", "permutation", "take"]
+__all__ = ["SampleOrder", "take"]
 
 
 class SampleOrder:
@@ -22,7 +21,8 @@ class SampleOrder:
         assert num_samples > 0 and batch_size > 0
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._permutation = lru_cache(maxsize=2)(partial(_order_of_epoch, num_samples, seed))
+        self._seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._drawn)
 
     @property
     def samples_per_epoch(self) -> int:
@@ -35,7 +35,11 @@ class SampleOrder:
 
     def step_indices(self, step: int) -> tuple[int, ...]:
         """The samples of step `step`, counted from 0."""
-        return take(self._permutation, self._num_samples, first=step * self._batch_size, count=self._batch_size)
+        return take(self._epoch, self._num_samples, first=step * self._batch_size, count=self._batch_size)
+
+    def _drawn(self, epoch: int) -> Tensor:
+        """(num_samples,) int64: the samples of an epoch."""
+        return permutation(self._num_samples, HashKey(self._seed, Domain.ORDER, epoch, 0))
 
 
 def take(epochs: Callable[[int], Tensor], length: int, *, first: int, count: int) -> tuple[int, ...]:
@@ -45,13 +49,3 @@ def take(epochs: Callable[[int], Tensor], length: int, *, first: int, count: int
         epoch, position = divmod(first + len(indices), length)
         indices += epochs(epoch)[position : position + count - len(indices)].tolist()
     return tuple(indices)
-
-
-def _order_of_epoch(num_samples: int, seed: int, epoch: int) -> Tensor:
-    return permutation(num_samples, HashKey(seed, Domain.ORDER, epoch, 0))
-
-
-def permutation(size: int, key: HashKey) -> Tensor:
-    """(size,) int64: the numbers below `size` sorted by the random bits of `key`, equal bits in their own order."""
-    bits = random_bits(key, 0, size, device=torch.device("cpu"))
-    return torch.argsort(bits, stable=True)

@@ -2,10 +2,8 @@
 
 from typing import Literal
 
-import torch
-
 from vamo_ft.core.errors import DataError
-from vamo_ft.core.hashing import Domain, HashKey, random_bits
+from vamo_ft.core.hashing import Domain, HashKey, permutation
 
 __all__ = ["Part", "part_indices"]
 
@@ -22,7 +20,6 @@ def part_indices(num_samples: int, part: Part) -> list[int]:
     """
     if num_samples < 2:
         raise DataError(f"data.evaluation: {num_samples} sample cannot be split (evaluation.part); add more rows")
-    bits = random_bits(HashKey(0, Domain.PART, 0, 0), 0, num_samples, device=torch.device("cpu"))
-    order = torch.argsort(bits, stable=True).tolist()
+    order = permutation(num_samples, HashKey(0, Domain.PART, 0, 0)).tolist()
     half = num_samples // 2
     return sorted(order[:half] if part == "tune" else order[half:])

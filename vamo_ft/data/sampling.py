@@ -5,8 +5,7 @@ from collections.abc import Callable
 from vamo_ft.config.data import ClassificationFormat, DataSetConfig, FormatConfig
 from vamo_ft.config.sampling import SampleConfig
 from vamo_ft.core.errors import DataError
-from vamo_ft.core.hashing import Domain, HashKey
-from vamo_ft.data.order import permutation
+from vamo_ft.core.hashing import Domain, HashKey, permutation
 from vamo_ft.data.rows import Rows
 from vamo_ft.data.sources import load_rows
 from vamo_ft.data.values import label_key, numbered, shown, value_of

@@ -6,8 +6,7 @@ from itertools import islice
 
 from vamo_ft.config.tasks import TaskFormat
 from vamo_ft.core.errors import DataError
-from vamo_ft.core.hashing import Domain, HashKey
-from vamo_ft.data.order import permutation
+from vamo_ft.core.hashing import Domain, HashKey, permutation
 from vamo_ft.data.rows import Rows
 from vamo_ft.data.tasks import TASKS, TaskSample
 from vamo_ft.data.values import check_columns

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vamo_ft.config.data import DataSetConfig
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, first_line
 from vamo_ft.data.hub import load_hub
 from vamo_ft.data.rows import Row, Rows, rename_columns
 from vamo_ft.data.splits import is_whole, select, split_names
@@ -253,7 +253,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     ) as error:  # damaged pages are OSErrors, bytes that are not text ValueErrors
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise DataError(f"{file}: not a valid Parquet file ({_first_line(error)})") from error
+        raise DataError(f"{file}: not a valid Parquet file ({first_line(error)})") from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -263,7 +263,3 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".parquet": _read_parquet,
 }
 _SUFFIXES = ".jsonl, .json, .csv or .parquet"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

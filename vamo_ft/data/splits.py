@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from vamo_ft.core.errors import DataError
+from vamo_ft.core.errors import DataError, first_line
 
 __all__ = ["is_whole", "select", "split_names"]
 
@@ -39,7 +39,7 @@ def select(split: str, items: Mapping[str, Sequence[Item]], *, place: str) -> It
         parts = ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise DataError(
-            f"{place}: split: '{split}' cannot be taken ({(str(error).splitlines() or ['not a split'])[0]}); write it "
+            f"{place}: split: '{split}' cannot be taken ({first_line(error, otherwise='not a split')}); write it "
             f"as 'train[:1000]', 'train[10%:20%]' or 'train+validation'"
         ) from error
     return chain.from_iterable(items[part.splitname][part.from_ : part.to] for part in parts)

@@ -2,23 +2,22 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
+from vamo_ft.core.protocols import Objective, Runtime
 from vamo_ft.core.runtime import seeded_generator
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.core.types import Batch, Estimate, Work, total_count
 from vamo_ft.estimators.sharing import put_together
+from vamo_ft.estimators.stateless import Stateless
 
 __all__ = ["FirstOrder"]
 
 
-class FirstOrder:
+class FirstOrder(Stateless):
     """`g = grad [ sum_i L_i / sum_i t_i ]` over all samples i of the step, accumulated into `.grad`.
 
     L_i is a sample's summed loss and t_i its weight, so the result does not depend on how the step is cut into
@@ -35,10 +34,6 @@ class FirstOrder:
         self._seed = seed
         self._reaches_all = False
 
-    def prepare(self, source: SampleSource, step: int) -> Work:
-        """Nothing is due."""
-        return Work()
-
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """One forward and one backward pass per sample.
 
@@ -48,7 +43,7 @@ class FirstOrder:
         self._parameters.clear_gradients()
         self._losses.train()
         device = self._runtime.device
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
+        weight = total_count(micro_batches, device)
         passes = self._runtime.passes(list(enumerate(micro_batches)))
         losses: list[Tensor] = []
         for number, ((position, batch), counts) in enumerate(passes, start=1):
@@ -76,13 +71,6 @@ class FirstOrder:
                 f"{missed[0]}; they learn nothing, so leave them out: add {patterns}"
             )
         self._reaches_all = True
-
-    def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""
 
 
 def _covering(some: Sequence[str], names: Sequence[str]) -> Sequence[str]:

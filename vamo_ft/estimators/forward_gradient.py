@@ -13,17 +13,17 @@ from torch.func import functional_call
 
 from vamo_ft.core.dense import dense_sum
 from vamo_ft.core.errors import UsageError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.losses import LossModule
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.core.protocols import Directions, Objective, Runtime
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
+from vamo_ft.estimators.stateless import Stateless
 
 __all__ = ["ForwardGradient"]
 
 
-class ForwardGradient:
+class ForwardGradient(Stateless):
     """`g = (1/q) sum_j <grad f_I(x), z_j> z_j`, the derivatives exact and without a backward pass.
 
     f_I is the mean loss per token of the step, z_j the directions of `Spsa`, of which this is the limit for eps -> 0:
@@ -61,18 +61,14 @@ class ForwardGradient:
         self._num_probes = num_probes
         self._seed = seed
 
-    def prepare(self, source: SampleSource, step: int) -> Work:
-        """Nothing is due."""
-        return Work()
-
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """A pass over dual numbers for each of the q directions.
 
         Raises:
             UsageError: the model has an operation that cannot be differentiated forward.
         """
-        keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
+        keys = direction_keys(self._seed, step, self._num_probes)
+        weight = total_count(micro_batches, self._runtime.device)
         own = [batch.to(self._runtime.device) for batch in self._runtime.mine(micro_batches)]
         totals = torch.stack([self._evaluate(own, key) for key in keys])  # (q, 2)
         self._runtime.sum_([totals])
@@ -83,13 +79,6 @@ class ForwardGradient:
             projected=ProjectedGradient(coefficients / self._num_probes, keys),
             metrics={"projected_gradient": coefficients.abs().mean()},
         )
-
-    def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""
 
     @torch.no_grad()
     def _evaluate(self, batches: Sequence[Batch], key: HashKey) -> Tensor:

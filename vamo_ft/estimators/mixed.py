@@ -5,17 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vamo_ft.core.micro_batches import micro_batches_of
 from vamo_ft.core.parameters import TrainableParameters
-from vamo_ft.core.protocols import Directions, Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.core.protocols import Directions, Runtime, SampleSource
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.spsa import Spsa
+from vamo_ft.estimators.stateless import Stateless
 
 __all__ = ["Addax"]
 
 
-class Addax:
+class Addax(Stateless):
     """`v = w ghat_{I0}(x) + (1 - w) grad f_{I1}(x)`: long samples without their activations, short ones with them.
 
     I0 are the samples of the step that are longer than `boundary`, I1 the others. f_I is the mean loss per token over
@@ -80,27 +81,23 @@ class Addax:
         assert source is not None, "prepare comes first"
         indices = [index for batch in micro_batches for index in batch.indices]
         size = max(len(batch) for batch in micro_batches)
-        is_long = [source.length(index) > self._boundary for index in indices]
-        long, short = (
-            _batches(source, [index for index, flag in zip(indices, is_long, strict=True) if flag is kind], size)
-            for kind in (True, False)
-        )
+        long = [index for index in indices if source.length(index) > self._boundary]
+        short = [index for index in indices if source.length(index) <= self._boundary]
         self._parameters.clear_gradients()
         parts: list[tuple[Sequence[Batch], Estimate]] = []
-        if long:
-            parts.append((long, self._zeroth_order.estimate(long, step)))
-        if short:
-            parts.append((short, self._first_order.estimate(short, step)))
+        for samples, estimator in ((long, self._zeroth_order), (short, self._first_order)):
+            if samples:
+                batches = micro_batches_of(source, samples, size)
+                parts.append((batches, estimator.estimate(batches, step)))
         for tensor in self._parameters.tensors:
             if tensor.grad is not None:
                 tensor.grad.mul_(1 - self._weight)
         for _, part in parts:
             if part.projected is not None:
                 self._add(part.projected)
-        weights = torch.stack([torch.cat([batch.counts for batch in batches]).double().sum() for batches, _ in parts])
-        weights = to_device(weights, self._runtime.device)
+        weights = torch.stack([total_count(batches, self._runtime.device) for batches, _ in parts])
         losses = torch.stack([part.loss for _, part in parts])
-        metrics: dict[str, Tensor | float] = {"long_share": sum(is_long) / len(indices)}
+        metrics: dict[str, Tensor | float] = {"long_share": len(long) / len(indices)}
         for _, part in parts:
             metrics.update(part.metrics)
         return Estimate(
@@ -109,19 +106,8 @@ class Addax:
             metrics=metrics,
         )
 
-    def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""
-
     def _add(self, projected: ProjectedGradient) -> None:
         """`.grad <- .grad + w ghat`; a tensor that is reached and has no gradient yet starts from zeros."""
         support = self._directions.support(projected.keys)
         gradients = self._parameters.gradients(support)
         self._directions.axpy_(gradients, self._weight * projected.coefficients, projected.keys, indices=support)
-
-
-def _batches(source: SampleSource, indices: Sequence[int], size: int) -> list[Batch]:
-    return [source.batch(indices[start : start + size]) for start in range(0, len(indices), size)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import StopRequested
-from vamo_ft.core.hashing import Domain, HashKey, random_bits
+from vamo_ft.core.hashing import Domain, HashKey, permutation, random_bits
 from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Progress, ProgressTask, Runtime, SampleSource, StateDict
 from vamo_ft.core.runtime import LocalRuntime
@@ -216,11 +216,11 @@ def reference_samples(source: SampleSource, *, subset: int | None, seed: int, st
     frequencies = torch.tensor([source.frequency(index) for index in range(count)], dtype=torch.float64)
     if subset is None or subset >= count:
         return Reference(torch.arange(count), frequencies)
-    host = torch.device("cpu")
-    order = torch.argsort(random_bits(HashKey(seed, Domain.SUBSET, step, 0), 0, count, device=host), stable=True)
+    order = permutation(count, HashKey(seed, Domain.SUBSET, step, 0))
     if bool((frequencies == 1).all()):
         return Reference(order[:subset].sort().values, torch.ones(subset, dtype=torch.float64))
-    shift = (int(random_bits(HashKey(seed, Domain.SUBSET, step, 1), 0, 1, device=host)) % 2**32 + 0.5) / 2**32
+    bits = random_bits(HashKey(seed, Domain.SUBSET, step, 1), 0, 1, device=torch.device("cpu"))
+    shift = (int(bits) % 2**32 + 0.5) / 2**32
     times = torch.empty(count, dtype=torch.int64)
     times[order] = systematic_counts(frequencies[order], count=subset, shift=shift)
     samples = times.nonzero().squeeze(1)

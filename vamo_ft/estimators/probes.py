@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vamo_ft.core.errors import VamoFtError
 from vamo_ft.core.hashing import HashKey
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import Perturber
@@ -22,7 +23,7 @@ from vamo_ft.core.shard_perturbation import ShardPerturber
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.sharing import put_together
 
-__all__ = ["Difference", "LossProbe", "ProbePoint", "probe_points", "probe_work"]
+__all__ = ["Difference", "LossProbe", "ProbePoint", "not_reached", "probe_points", "probe_work"]
 
 Difference = Literal["central", "forward"]
 
@@ -42,6 +43,14 @@ class ProbePoint:
     def columns(self) -> slice:
         """The derivatives that a loss at this point enters."""
         return slice(None) if self.probe is None else slice(self.probe, self.probe + 1)
+
+
+def not_reached(where: str, same: str = "the losses are the same", *, setting: str = "eps") -> VamoFtError:
+    """No loss depends on the perturbation; `setting` of the method is its size."""
+    return VamoFtError(
+        f"{where}: {same} at all probe points; the perturbation does not reach the model (method.{setting} too small "
+        "for the precision, or frozen parameters)"
+    )
 
 
 def probe_points(difference: Difference, *, num_probes: int, eps: float) -> tuple[ProbePoint, ...]:

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import DivergenceError, VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.errors import DivergenceError
+from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.perturbation import placed_at
@@ -21,10 +21,10 @@ from vamo_ft.core.transfer import to_device
 from vamo_ft.core.types import Batch, Work
 from vamo_ft.estimators.eps_search import EpsSearch
 from vamo_ft.estimators.passes import PassState, Reference, SnapshotPasses, reference_samples
-from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, probe_points
+from vamo_ft.estimators.probes import Difference, LossProbe, ProbePoint, not_reached, probe_points
 from vamo_ft.estimators.table import DerivativeTable
 
-__all__ = ["Snapshot", "SnapshotSettings", "Snapshots"]
+__all__ = ["Snapshot", "SnapshotSettings", "Snapshots", "pseudo_inverse"]
 
 _log = logging.getLogger("vamo_ft")
 
@@ -156,10 +156,7 @@ class Snapshots:
                 samples=samples,
             )
         if not table.mean.any():
-            raise VamoFtError(
-                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
-                "not reach the model (method.eps too small for the precision, or frozen parameters)"
-            )
+            raise not_reached(f"snapshot of step {snapshot.step}")
         self._form_gram(snapshot)
         snapshot.scoring.complete = True
 
@@ -194,8 +191,7 @@ class Snapshots:
 
     def keys(self, snapshot: Snapshot) -> tuple[HashKey, ...]:
         """The q directions."""
-        seed, count = self._settings.seed, self._settings.num_probes
-        return tuple(HashKey(seed, Domain.DIRECTION, snapshot.step, probe) for probe in range(count))
+        return direction_keys(self._settings.seed, snapshot.step, self._settings.num_probes)
 
     def samples(self, source: SampleSource, snapshot: Snapshot) -> tuple[list[int], Reference]:
         """The samples to score, and those among them whose mean stands for the full data."""
@@ -269,4 +265,10 @@ class Snapshots:
 
     def _form_gram(self, snapshot: Snapshot) -> None:
         snapshot.gram = self._directions.gram(self.keys(snapshot))
-        snapshot.inverse_gram = torch.linalg.pinv(snapshot.gram, rtol=_GRAM_CUTOFF, hermitian=True)
+        snapshot.inverse_gram = pseudo_inverse(snapshot.gram)
+
+
+def pseudo_inverse(gram: Tensor) -> Tensor:
+    """(q, q) float64 `G^+`, without the directions that others span to rounding."""
+    inverse: Tensor = torch.linalg.pinv(gram, rtol=_GRAM_CUTOFF, hermitian=True)
+    return inverse

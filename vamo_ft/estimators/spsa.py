@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
-
-from vamo_ft.core.errors import VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
-from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
+from vamo_ft.core.hashing import direction_keys
+from vamo_ft.core.protocols import Runtime
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, total_count
+from vamo_ft.estimators.probes import Difference, LossProbe, not_reached, probe_points
+from vamo_ft.estimators.stateless import Stateless
 
 __all__ = ["Spsa"]
 
 
-class Spsa:
+class Spsa(Stateless):
     """`g = (1/q) sum_j c_j z_j`, with c_j the directional derivative of the step's mean loss along z_j.
 
     The same directions serve every micro-batch of the step. The estimate stays a list of coefficients; no gradient is
@@ -51,10 +48,6 @@ class Spsa:
         self._seed = seed
         self._piecewise_constant = piecewise_constant
 
-    def prepare(self, source: SampleSource, step: int) -> Work:
-        """Nothing is due."""
-        return Work()
-
     def estimate(self, micro_batches: Sequence[Batch], step: int) -> Estimate:
         """2q or q + 1 forward passes per sample.
 
@@ -62,14 +55,11 @@ class Spsa:
             VamoFtError: the losses do not depend on a perturbation of everything, and are not piecewise constant. (That
                 of one block may be lost in rounding: a step of zero.)
         """
-        keys = tuple(HashKey(self._seed, Domain.DIRECTION, step, probe) for probe in range(self._num_probes))
+        keys = direction_keys(self._seed, step, self._num_probes)
         derivatives, total = self._probe.derivatives(micro_batches, self._points, keys)
         if not self._piecewise_constant and not derivatives.any() and self._probe.reaches_all(keys):
-            raise VamoFtError(
-                f"step {step + 1}: the loss of every sample is the same to the last bit at all probe points; the "
-                "perturbation does not reach the model (method.eps too small for the precision, or frozen parameters)"
-            )
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
+            raise not_reached(f"step {step + 1}", "the loss of every sample is the same to the last bit")
+        weight = total_count(micro_batches, self._runtime.device)
         coefficients = derivatives.sum(0) / weight  # (q,)
         return Estimate(
             loss=total / weight,
@@ -77,10 +67,3 @@ class Spsa:
             projected=ProjectedGradient(coefficients / self._num_probes, keys),
             metrics={"projected_gradient": coefficients.abs().mean()},
         )
-
-    def state_dict(self) -> StateDict:
-        """Nothing is kept between steps."""
-        return {}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Nothing is kept between steps."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from vamo_ft.core.errors import DivergenceError
-from vamo_ft.core.offload import Shelf, shelved
+from vamo_ft.core.offload import Shelf, shelved, shelved_zeros
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Objective, Runtime, SampleSource, StateDict
 from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.core.types import Batch, Estimate, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
 
@@ -159,16 +159,8 @@ class Svrg:
 
     def _begin(self, step: int) -> _Snapshot:
         self._snapshot = None  # the former one need not be kept while there are sums of a new one
-        device = self._runtime.device
-        sums = Shelf(
-            (
-                torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-                for tensor in self._parameters.tensors
-            ),
-            device=device,
-            offload=False,
-        )
-        weight = torch.zeros((), dtype=torch.float64, device=device)
+        sums = shelved_zeros(self._parameters)
+        weight = torch.zeros((), dtype=torch.float64, device=self._runtime.device)
         return _Snapshot(step=step, sums=sums, weight=weight, scoring=self._passes.begin())
 
     def _score(self, source: SampleSource, snapshot: _Snapshot) -> None:
@@ -202,7 +194,7 @@ class Svrg:
     def _correct(self, snapshot: _Snapshot, base: Shelf, micro_batches: Sequence[Batch], *, alpha: float) -> None:
         """`.grad -= alpha / D * sum_{i in I} (grad L_i(xs) - t_i grad f(xs))`, with no second gradient buffer."""
         device = self._runtime.device
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), device).double().sum()
+        weight = total_count(micro_batches, device)
         divisor = weight
         if self._settings.normaliser == "data":
             samples = sum(len(batch) for batch in micro_batches)

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import DivergenceError, UsageError, VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
-from vamo_ft.core.offload import Shelf, shelved
+from vamo_ft.core.errors import DivergenceError, UsageError
+from vamo_ft.core.hashing import Domain, HashKey, direction_keys
+from vamo_ft.core.offload import Shelf, shelved, shelved_zeros
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Directions, Objective, Runtime, SampleSource, StateDict
-from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, Work
+from vamo_ft.core.types import Batch, Estimate, Work, total_count
 from vamo_ft.estimators.first_order import FirstOrder
 from vamo_ft.estimators.passes import PassState, SnapshotPasses
-from vamo_ft.estimators.probes import LossProbe, probe_points
+from vamo_ft.estimators.probes import LossProbe, not_reached, probe_points
 from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["VamoLiteral", "VamoLiteralSettings"]
@@ -159,7 +158,7 @@ class VamoLiteral:
             part = slice(first, first + _TOGETHER)
             rounding = HashKey(self._settings.seed, Domain.ROUNDING, step, _CORRECTION + first)
             self._directions.axpy_(gradients, -scale * coefficients[part], keys[part], rounding=rounding)
-        counts = to_device(torch.cat([sample.counts for sample in samples]), self._runtime.device).double().sum()
+        counts = total_count(samples, self._runtime.device)
         for gradient, total in zip(gradients, snapshot.total, strict=True):
             gradient += (scale * counts / snapshot.weight) * total
         return Estimate(
@@ -202,16 +201,11 @@ class VamoLiteral:
             )
 
     def _begin(self, step: int) -> _Snapshot:
-        device = self._runtime.device
-        total = (
-            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-            for tensor in self._parameters.tensors
-        )
         return _Snapshot(
             step=step,
             base=shelved(self._parameters, offload=self._settings.offload),
-            total=Shelf(total, device=device, offload=False),
-            weight=torch.zeros((), dtype=torch.float64, device=device),
+            total=shelved_zeros(self._parameters),
+            weight=torch.zeros((), dtype=torch.float64, device=self._runtime.device),
             scoring=self._passes.begin(),
         )
 
@@ -229,17 +223,14 @@ class VamoLiteral:
                 coefficients = self._coefficients(snapshot, sample)
                 keys = self._keys(snapshot, sample)
                 self._directions.axpy_(snapshot.total, drawn * coefficients, keys)
-                snapshot.weight += drawn * to_device(sample.counts, self._runtime.device).double().sum()
+                snapshot.weight += drawn * total_count([sample], self._runtime.device)
                 snapshot.scoring.work += self._probe.work([sample], self._points, keys)
         if not all_finite(snapshot.total):
             raise DivergenceError(
                 f"snapshot of step {snapshot.step}: the full estimate is not finite; the update was not made"
             )
         if not any(bool(total.any()) for total in snapshot.total):
-            raise VamoFtError(
-                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
-                "not reach the model (method.radius too small for the precision, or frozen parameters)"
-            )
+            raise not_reached(f"snapshot of step {snapshot.step}", setting="radius")
         snapshot.total = Shelf(snapshot.total, device=self._runtime.device, offload=self._settings.offload)
         snapshot.scoring.complete = True
 
@@ -250,7 +241,4 @@ class VamoLiteral:
 
     def _keys(self, snapshot: _Snapshot, sample: Batch) -> tuple[HashKey, ...]:
         (index,), probes = sample.indices, self._settings.num_probes
-        first = index * probes
-        return tuple(
-            HashKey(self._settings.seed, Domain.DIRECTION, snapshot.step, first + probe) for probe in range(probes)
-        )
+        return direction_keys(self._settings.seed, snapshot.step, probes, first=index * probes)

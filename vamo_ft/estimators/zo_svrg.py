@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamo_ft.core.errors import DivergenceError, VamoFtError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.errors import DivergenceError
+from vamo_ft.core.hashing import HashKey, direction_keys
 from vamo_ft.core.offload import Shelf, shelved
 from vamo_ft.core.parameters import TrainableParameters, all_finite
 from vamo_ft.core.perturbation import placed_at
 from vamo_ft.core.protocols import Runtime, SampleSource, StateDict
 from vamo_ft.core.transfer import to_device
-from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work
+from vamo_ft.core.types import Batch, Estimate, ProjectedGradient, Work, total_count
 from vamo_ft.estimators.passes import PassState, SnapshotPasses, reference_samples
-from vamo_ft.estimators.probes import Difference, LossProbe, probe_points
+from vamo_ft.estimators.probes import Difference, LossProbe, not_reached, probe_points
 from vamo_ft.estimators.sharing import put_together
 
 __all__ = ["ZoSvrg", "ZoSvrgSettings"]
@@ -132,7 +132,7 @@ class ZoSvrg:
         """4q (central) or 2q + 2 (forward) forward passes per sample; one in the snapshot's own step."""
         snapshot, settings = self._snapshot, self._settings
         assert snapshot is not None and snapshot.base is not None, "prepare comes first"
-        weight = to_device(torch.cat([batch.counts for batch in micro_batches]), self._runtime.device).double().sum()
+        weight = total_count(micro_batches, self._runtime.device)
         full = snapshot.sums / snapshot.weight  # (q,) C
         full_keys = self._keys(snapshot.step, first=settings.num_probes)
         metrics: dict[str, Tensor | float] = {
@@ -189,8 +189,7 @@ class ZoSvrg:
             )
 
     def _keys(self, step: int, *, first: int) -> tuple[HashKey, ...]:
-        seed, count = self._settings.seed, self._settings.num_probes
-        return tuple(HashKey(seed, Domain.DIRECTION, step, probe) for probe in range(first, first + count))
+        return direction_keys(self._settings.seed, step, self._settings.num_probes, first=first)
 
     def _begin(self, step: int) -> _Snapshot:
         sums = torch.zeros(self._settings.num_probes, dtype=torch.float64, device=self._runtime.device)
@@ -216,9 +215,6 @@ class ZoSvrg:
                 f"snapshot of step {snapshot.step}: the full derivatives are not finite; the update was not made"
             )
         if not settings.piecewise_constant and not snapshot.sums.any():
-            raise VamoFtError(
-                f"snapshot of step {snapshot.step}: the losses are the same at all probe points; the perturbation does "
-                "not reach the model (method.eps too small for the precision, or frozen parameters)"
-            )
+            raise not_reached(f"snapshot of step {snapshot.step}")
         snapshot.base = shelved(self._parameters, offload=settings.offload)
         snapshot.scoring.complete = True

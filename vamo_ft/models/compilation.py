@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from vamo_ft.core.errors import UsageError
 from vamo_ft.core.kernels import compiler_available, load_compiler
-from vamo_ft.core.stack import layer_stacks, replace_forward
+from vamo_ft.core.stack import replace_forward, stacked_layers
 
 __all__ = ["compile_layers", "uncompiled"]
 
@@ -41,7 +41,7 @@ def compile_layers(model: PreTrainedModel | PeftModel) -> None:
     if not compiler_available(device):
         needed = "a C++ compiler (g++, or what CXX names)" if device == "cpu" else "triton"
         raise UsageError(f"model.compile: needs {needed}, which is not here; install it, or leave model.compile out")
-    layers = [layer for stack in layer_stacks(model) for layer in stack]
+    layers = stacked_layers(model)
     if not layers:
         raise UsageError("model.compile: the model has no stack of layers to compile; leave it out")
     load_compiler()
@@ -52,8 +52,8 @@ def compile_layers(model: PreTrainedModel | PeftModel) -> None:
 @contextmanager
 def uncompiled(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Within the block compiled layers run as they were: token by token, every call would be another shape."""
-    layers = [layer for stack in layer_stacks(model) for layer in stack]
-    compiled = [(layer, made) for layer in layers if isinstance(made := vars(layer).get("forward"), _CompiledForward)]
+    forwards = [(layer, vars(layer).get("forward")) for layer in stacked_layers(model)]
+    compiled = [(layer, made) for layer, made in forwards if isinstance(made, _CompiledForward)]
     try:
         for layer, made in compiled:
             replace_forward(layer, made.plain)

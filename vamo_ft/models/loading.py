@@ -125,19 +125,13 @@ def load_model(
             decode(model)
         _choose_pad_token(tokenizer, model, path=config.path)
         name_classes(model.config, class_names)
-        parameters = inspect.signature(model.forward).parameters
+        accepted = _accepted(model)
         if config.adapter is not None and weights is not None:
             model = load_adapter(model, weights, base=config.path)
         elif config.adapter is not None:
             model = add_adapter(model, config, modules_to_save=new_modules)
     freeze(model, config.freeze)
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        accepts_position_ids="position_ids" in parameters,
-        accepts_logits_to_keep="logits_to_keep" in parameters,
-        four_bits=held,
-    )
+    return LoadedModel(model, tokenizer, *accepted, four_bits=held)
 
 
 def load_outline(
@@ -154,8 +148,7 @@ def load_outline(
     Raises:
         DataError: the configuration or the tokenizer cannot be loaded, or there is nothing to train.
     """
-    folder = Path(expanduser(config.path))
-    source = _local(folder, config=config) if isdir(folder) else _locate(config, offline=offline)
+    source = _locate_outline(config, offline=offline)
     tokenizer = load_tokenizer(config, offline=offline)
     outlined = outlines()
     with quietly(), _one_line_errors(config.path), torch.random.fork_rng(devices=[]):
@@ -171,7 +164,7 @@ def load_outline(
         model.config.get_text_config().use_cache = False
         model.get_input_embeddings().padding_idx = None
         _choose_pad_token(tokenizer, model, path=config.path)
-        parameters = inspect.signature(model.forward).parameters
+        accepted = _accepted(model)
         if config.adapter is not None:
             # Not as an outline: peft moves what it makes, which outlines do not.
             with CopiedOutlines():
@@ -181,13 +174,7 @@ def load_outline(
                     outline = nn.Parameter(outlined.from_tensor(parameter), requires_grad=parameter.requires_grad)
                     setattr(module, name, parameter if isinstance(parameter, FakeTensor) else outline)
     freeze(model, config.freeze)
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        accepts_position_ids="position_ids" in parameters,
-        accepts_logits_to_keep="logits_to_keep" in parameters,
-        four_bits=held,
-    )
+    return LoadedModel(model, tokenizer, *accepted, four_bits=held)
 
 
 def load_tokenizer(config: ModelConfig, *, offline: bool) -> PreTrainedTokenizerBase:
@@ -196,8 +183,7 @@ def load_tokenizer(config: ModelConfig, *, offline: bool) -> PreTrainedTokenizer
     Raises:
         DataError: the tokenizer cannot be loaded, with the place and the fix.
     """
-    folder = expanduser(config.path)
-    source = _local(Path(folder), config=config) if isdir(folder) else _locate(config, offline=offline)
+    source = _locate_outline(config, offline=offline)
     with quietly(), _one_line_errors(config.path):
         tokenizer = _load_tokenizer(source)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
@@ -214,6 +200,12 @@ def checkpoint_activations(model: PreTrainedModel | PeftModel) -> None:
     """
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
+
+
+def _accepted(model: PreTrainedModel) -> tuple[bool, bool]:
+    """Whether its forward pass takes `position_ids`, and `logits_to_keep`."""
+    parameters = inspect.signature(model.forward).parameters
+    return "position_ids" in parameters, "logits_to_keep" in parameters
 
 
 def _locate(config: ModelConfig, *, offline: bool) -> dict[str, Any]:
@@ -249,6 +241,12 @@ def _locate(config: ModelConfig, *, offline: bool) -> dict[str, Any]:
         "local_files_only": offline,
         "trust_remote_code": config.trust_remote_code,
     }
+
+
+def _locate_outline(config: ModelConfig, *, offline: bool) -> dict[str, Any]:
+    """The same for what needs no weights, which a folder then need not have."""
+    folder = Path(expanduser(config.path))
+    return _local(folder, config=config) if isdir(folder) else _locate(config, offline=offline)
 
 
 def _local(directory: Path, *, config: ModelConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vamo_ft.config.compare import leaves
-from vamo_ft.config.yaml_text import parse_yaml, write_yaml_value
+from vamo_ft.config.yaml_text import dotted, parse_yaml, write_yaml_value
 from vamo_ft.report.series import Clock, Series
 
 __all__ = ["Mark", "RunRecord", "collect_run", "is_run"]
@@ -102,11 +102,11 @@ def collect_run(directory: Path, *, held: bool, text: Text) -> RunRecord:
         run.notes.append("stopped early, for want of an improvement (evaluation.early_stopping_patience)")
     config = parse_yaml(_read_text(directory / "config.yaml"))
     if isinstance(config.values, Mapping) and not config.problems:
-        run.config = {text(str(key)): text(write_yaml_value(value)) for key, value in leaves(config.values)}
+        run.config = {text(dotted(key)): text(write_yaml_value(value)) for key, value in leaves(config.values)}
     else:
         run.notes.append("config.yaml cannot be read")
     environment = leaves(_read_json(directory / "environment.json"))
-    run.environment = {text(key): text(str(value)) for key, value in environment}
+    run.environment = {text(dotted(key)): text(str(value)) for key, value in environment}
     _read_metrics(run, directory / "metrics.jsonl", text=text)
     run.marks += [Mark(step, "resume", f"resumed from step {step:g}") for step in _resumes(directory / "log.txt")]
     run.marks.sort(key=lambda mark: mark.step)

@@ -14,10 +14,9 @@ from vamo_ft.core.parameters import TrainableParameters
 from vamo_ft.core.protocols import Directions, Objective, Progress, Runtime
 from vamo_ft.core.second_moment import squared_norm
 from vamo_ft.core.types import Batch
+from vamo_ft.estimators.snapshot import pseudo_inverse
 
 __all__ = ["DirectionSet", "GradientNoise", "measure_gradient_noise"]
-
-_GRAM_CUTOFF = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def measure_gradient_noise(
     derivatives = {name: torch.stack(each) for name, each in rows.items()}
     shares = {}
     for name, each in sets.items():
-        inverse = torch.linalg.pinv(each.directions.gram(each.keys), rtol=_GRAM_CUTOFF, hermitian=True)
+        inverse = pseudo_inverse(each.directions.gram(each.keys))
         centred = derivatives[name] - weights.unsqueeze(1) * each.directions.dots(mean, each.keys)  # (n, q)
         shares[name] = float(((centred @ inverse) * centred).sum() / noise)
     return GradientNoise(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vamo_ft.assemble import Subject
-from vamo_ft.core.types import Batch, Work
+from vamo_ft.core.types import Work
 from vamo_ft.estimators.vamo import Vamo
 from vamo_ft.studies.contrasts import Contrasts, CorrectedVariance
 from vamo_ft.studies.held_out import SampleSubset
-from vamo_ft.studies.warm_up import micro_batches_of, train
+from vamo_ft.studies.warm_up import train
 
 __all__ = ["Followed", "follow_correction"]
 
@@ -66,7 +66,7 @@ def follow_correction(
         step, work, contrasts = start + age, Work(), Contrasts(gram)
         with subject.progress.task(f"variance at age {age}", len(batches)) as task:
             for number, (indices, weight) in enumerate(zip(batches, weights, strict=True)):
-                micro_batches: list[Batch] = micro_batches_of(subject, indices)
+                micro_batches = subject.micro_batches(indices)
                 work += subject.first_order.estimate(micro_batches, start + max(ages) + number).work
                 gradients = subject.parameters.gradients()
                 contrasts.add(gradients, subject.directions.dots(gradients, vamo.keys), weight)

@@ -8,7 +8,7 @@ from torch import Tensor
 from vamo_ft.assemble import Subject
 from vamo_ft.core.blocks import BlockDirections
 from vamo_ft.core.directions import HashedDirections
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import Domain, HashKey, direction_keys
 from vamo_ft.core.second_moment import SecondMoment
 from vamo_ft.estimators.probes import Difference, LossProbe
 from vamo_ft.studies.captured import DirectionSet, measure_gradient_noise
@@ -18,7 +18,7 @@ from vamo_ft.studies.held_out import SampleSubset
 from vamo_ft.studies.noise_floor import EPS_GRID, RADIUS_GRID, ErrorCurve, measure_errors
 from vamo_ft.studies.variance import VarianceSummary, measured_ages, summarise_variance
 from vamo_ft.studies.verdict import Verdict, judge_correction, judge_size
-from vamo_ft.studies.warm_up import informed_directions, micro_batches_of, train
+from vamo_ft.studies.warm_up import informed_directions, train
 
 __all__ = ["Diagnosis", "Reach", "diagnose"]
 
@@ -103,13 +103,14 @@ def diagnose(subject: Subject, *, samples: int, steps: int, batches: int) -> Dia
         subject.vamo.prepare(held_out, steps)
         size, keys = subject.vamo.eps, subject.vamo.keys
     else:
-        size, keys = subject.eps, _keys(subject, Domain.DIRECTION, steps)
+        size, keys = subject.eps, direction_keys(subject.seed, steps, subject.num_probes)
     assert size is not None
 
     pool = _pool(subject, drawn, samples=samples, step=first + batches)
+    others = tuple(HashKey(subject.seed, Domain.DIAGNOSIS, 1, probe) for probe in range(subject.num_probes))
     sets = {
         "configured": DirectionSet(subject.directions, keys),
-        "isotropic": DirectionSet(HashedDirections(subject.parameters), _keys(subject, Domain.DIAGNOSIS, 1)),
+        "isotropic": DirectionSet(HashedDirections(subject.parameters), others),
     }
     if informed.directions is not None:
         if informed.directions is not subject.directions:
@@ -133,7 +134,7 @@ def diagnose(subject: Subject, *, samples: int, steps: int, batches: int) -> Dia
         followed = _without_correction(subject, drawn[0], step=first)
     cost = cost_of_epoch(
         subject,
-        [batch for indices in drawn for batch in micro_batches_of(subject, indices)],
+        [batch for indices in drawn for batch in subject.micro_batches(indices)],
         plain=followed.plain,
         every_step=followed.noise,
     )
@@ -170,10 +171,6 @@ def diagnose(subject: Subject, *, samples: int, steps: int, batches: int) -> Dia
     )
 
 
-def _keys(subject: Subject, domain: Domain, step: int) -> tuple[HashKey, ...]:
-    return tuple(HashKey(subject.seed, domain, step, probe) for probe in range(subject.num_probes))
-
-
 def _distinct(drawn: Sequence[Sequence[int]]) -> list[int]:
     return list(dict.fromkeys(index for indices in drawn for index in indices))
 
@@ -197,7 +194,7 @@ def _measure_errors(
     return tuple(
         measure_errors(
             probe,
-            micro_batches_of(subject, chosen),
+            subject.micro_batches(chosen),
             few,
             exact[: len(chosen), : len(few)],
             difference=difference,
@@ -216,6 +213,6 @@ def _reach(subject: Subject, gradient: Sequence[Tensor], keys: Sequence[HashKey]
 
 def _without_correction(subject: Subject, indices: Sequence[int], *, step: int) -> Followed:
     """The work of back-propagation on one batch."""
-    work = subject.first_order.estimate(micro_batches_of(subject, indices), step).work
+    work = subject.first_order.estimate(subject.micro_batches(indices), step).work
     subject.parameters.clear_gradients()
     return Followed({}, work, type(work)())

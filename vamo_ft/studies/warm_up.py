@@ -1,7 +1,6 @@
 """Takes a subject some steps along its training, in memory only."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vamo_ft.assemble import Subject
@@ -9,9 +8,8 @@ from vamo_ft.core.errors import DivergenceError, UsageError
 from vamo_ft.core.gradient_subspace import GradientSubspace
 from vamo_ft.core.protocols import GradientEstimator
 from vamo_ft.core.runtime import free_memory_bytes
-from vamo_ft.core.types import Batch
 
-__all__ = ["Informed", "informed_directions", "micro_batches_of", "train"]
+__all__ = ["Informed", "informed_directions", "train"]
 
 _MEMORY_SHARE = 0.5  # of the free memory, for directions that are there for comparison only
 
@@ -59,7 +57,7 @@ def train(subject: Subject, steps: range, *, informed: GradientSubspace | None, 
     """
     with subject.progress.task("training", len(steps)) as task:
         for step in steps:
-            batches = micro_batches_of(subject, subject.source.step_indices(step))
+            batches = subject.micro_batches(subject.source.step_indices(step))
             if informed is not None and estimator is not subject.first_order:
                 subject.first_order.estimate(batches, step)
                 informed.observe(subject.parameters.gradients())
@@ -72,9 +70,3 @@ def train(subject: Subject, steps: range, *, informed: GradientSubspace | None, 
                 raise DivergenceError(f"step {step + 1}: the loss is {loss}; nothing was measured")
             subject.update_rule.apply(estimate, learning_rate=subject.learning_rate(step), step=step)
             task.advance()
-
-
-def micro_batches_of(subject: Subject, indices: Sequence[int]) -> list[Batch]:
-    """The samples in batches of the run's size of a pass."""
-    size = subject.micro_batch_size
-    return [subject.source.batch(indices[start : start + size]) for start in range(0, len(indices), size)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vamo_ft.core.errors import DataError
-from vamo_ft.training.checkpoint import open_checkpoint
+from vamo_ft.training.checkpoint import checkpoint_path, open_checkpoint
 
 __all__ = ["Ranking", "best_model"]
 
@@ -83,7 +83,7 @@ def best_model(
         if line["step"] == step:
             return None
         try:
-            return line, open_checkpoint(checkpoints / f"step-{line['step']:08d}").model_dir
+            return line, open_checkpoint(checkpoint_path(checkpoints, line["step"])).model_dir
         except DataError as error:
             _log.warning("the %s of step %d was better, but its model is lost: %s", ranking.metric, line["step"], error)
     return None

@@ -23,12 +23,13 @@ from typing import Any
 from vamo_ft.core.errors import DataError, SaveError
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.training.disk import disk_error, folder_bytes, free_bytes, gigabytes, is_full
-from vamo_ft.training.rundir import sync_directory, write_json
+from vamo_ft.training.rundir import sync, write_json
 from vamo_ft.training.state_files import as_json, from_json, read_state, split_state, write_state
 
 __all__ = [
     "Checkpoint",
     "checkpoint_folders",
+    "checkpoint_path",
     "discard_later",
     "newest_checkpoint",
     "open_checkpoint",
@@ -75,6 +76,11 @@ class Checkpoint:
         if not self.holds(owner):
             raise DataError(f"{self.path}: has no state of {owner}; it belongs to a run with another configuration")
         return read_state(self.path / "state", owner, share=self.share)
+
+
+def checkpoint_path(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands, or would."""
+    return root / f"step-{step:08d}"
 
 
 def save_checkpoint(
@@ -128,7 +134,7 @@ def save_checkpoint(
             f"{root}: a checkpoint needs {gigabytes(needed)} and {gigabytes(needed - missing)} are free, "
             f"{gigabytes(missing)} are missing{_last_good(root)}"
         )
-    final = root / f"step-{step:08d}"
+    final = checkpoint_path(root, step)
     temporary = root / f".tmp-{final.name}.{os.getpid()}"  # never that of a process which took the run over
     try:
         (temporary / "state").mkdir(parents=True)
@@ -199,7 +205,7 @@ def _write_manifest(directory: Path, *, step: int, facts: Mapping[str, Any]) -> 
                 os.fsync(file.fileno())
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
-        sync_directory(Path(folder))
+        sync(Path(folder))
     content = {"format": _FORMAT, "step": step, "facts": as_json(dict(facts)), "files": files}
     write_json(directory / _MANIFEST, {**content, "sha256": _digest(content)})
 
@@ -220,7 +226,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: {_MANIFEST} has format {manifest['format']}, this version reads {_FORMAT}")
         if type(manifest["step"]) is not int:
             raise ValueError("step is not a whole number")
-        if path.name.removeprefix(_REPLACED) != f"step-{manifest['step']:08d}":
+        if path.name.removeprefix(_REPLACED) != checkpoint_path(path.parent, manifest["step"]).name:
             raise DataError(f"{path}: {_MANIFEST} belongs to step {manifest['step']}")
         _check_shape(manifest)
         return manifest
@@ -296,7 +302,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         _remove([replaced])
         final.rename(replaced)
     temporary.rename(final)
-    sync_directory(final.parent)
+    sync(final.parent)
 
 
 def _remove_obsolete(root: Path, *, step: int, keep: int, best_step: int | None) -> None:
@@ -304,7 +310,7 @@ def _remove_obsolete(root: Path, *, step: int, keep: int, best_step: int | None)
     paths = checkpoint_folders(root)
     kept = set([path for path in paths if path.name.startswith("step-")][:keep])
     if best_step is not None:
-        kept.add(root / f"step-{best_step:08d}")
+        kept.add(checkpoint_path(root, best_step))
     _remove(path for path in paths if path not in kept)
 
 

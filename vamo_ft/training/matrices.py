@@ -13,7 +13,7 @@ from vamo_ft.core.hashing import Domain, HashKey
 from vamo_ft.core.parameters import num_weights
 from vamo_ft.core.protocols import Objective, Runtime
 from vamo_ft.core.runtime import seeded_generator
-from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.stack import stacked_layers
 from vamo_ft.core.types import Batch
 
 __all__ = ["MatrixProduct", "matrix_products"]
@@ -69,7 +69,7 @@ class _Watch:
 
     def __init__(self, module: nn.Module) -> None:
         self.products: list[MatrixProduct] = []
-        self._layers = [layer for stack in layer_stacks(module) for layer in stack]
+        self._layers = stacked_layers(module)
         self._matrices = {
             part: matrices
             for part in module.modules()

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from vamo_ft.core.errors import DataError, UsageError
 from vamo_ft.training.disk import is_full
 from vamo_ft.training.lease import Holder, Lease, living_holder
 
-__all__ = ["RunDirectory", "environment", "sync_directory", "sync_folder", "write_json", "write_text"]
+__all__ = [
+    "RunDirectory",
+    "environment",
+    "read_json",
+    "sync",
+    "sync_folder",
+    "unused",
+    "write_json",
+    "write_text",
+]
 
 _log = logging.getLogger("vamo_ft")
 _PACKAGES = ("vamo-ft", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
@@ -145,13 +155,18 @@ class RunDirectory:
             # The run may still go on, or has a more important thing to say.
             _log.warning("%s: cannot be written (%s)", self.status, error.strerror)
 
-    def read_status(self) -> dict[str, Any] | None:
-        """What `write_status` wrote last; None if there is none that can be read."""
-        try:
-            status = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return status if isinstance(status, dict) else None
+    def read_status(self) -> dict[str, Any]:
+        """What `write_status` wrote last; empty if there is none that can be read."""
+        return read_json(self.status)
+
+
+def unused(folder: Path) -> Path:
+    """The first of `folder`, `folder-2`, `folder-3` ... that is not there yet."""
+    found, number = folder, 1
+    while exists(found):  # unlike Path.exists, false where it may not be seen
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
 
 
 def environment(device_name: str) -> dict[str, Any]:
@@ -169,6 +184,15 @@ def environment(device_name: str) -> dict[str, Any]:
         "device": device_name,
         "cpu_count": os.cpu_count(),
     }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that `path` holds; empty where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -193,23 +217,19 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    _sync(path)
+    sync(path.parent)
 
 
 def sync_folder(path: Path) -> None:
     """Makes a folder durable, with all files and folders in it."""
     for folder, _, names in os.walk(path):
         for name in names:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync(Path(folder) / name)
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file durable, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,7 +25,7 @@ from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
 from vamo_ft.core.sharding import distribute, shard
-from vamo_ft.core.stack import layer_stacks
+from vamo_ft.core.stack import stacked_layers
 from vamo_ft.training.processes import Processes, lost_processes_explained, world_size
 
 __all__ = [
@@ -257,7 +257,7 @@ class ShardedRuntime(AcceleratedRuntime):
         hollow = any(parameter.device.type == "meta" for parameter in module.parameters())
         sent = self.any(hollow)
         whole = {name: each.data for name, each in module.named_parameters()} if sent and self.is_main else {}
-        layers = [layer for stack in layer_stacks(module) for layer in stack]
+        layers = stacked_layers(module)
         with lost_processes_explained():
             shard(module, layers, init_device_mesh(self.device.type, (self._processes.count,)))
         if hollow:

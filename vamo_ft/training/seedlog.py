@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from vamo_ft.core.errors import DataError, SaveError
-from vamo_ft.core.hashing import Domain, HashKey
+from vamo_ft.core.hashing import Domain, HashKey, direction_keys
 from vamo_ft.core.protocols import StateDict
 from vamo_ft.core.types import ProjectedGradient, ProjectedUpdate
 from vamo_ft.training.callbacks import Callback, Due
@@ -266,7 +266,7 @@ def _record(update: ProjectedUpdate, coefficients: Sequence[float], end: _End, *
         (_HAS_PLACE, _PLACE.pack(step, len(keys)) if (step, len(keys)) != (end.step, end.count) else b""),
         (_HAS_RATE, _RATE.pack(rate) if rate != end.learning_rate else b""),
         (0, struct.pack(f"<{len(keys)}f", *coefficients)),
-        (_HAS_KEYS, b"" if keys == _own_keys(seed, step, len(keys)) else b"".join(map(_packed_key, keys))),
+        (_HAS_KEYS, b"" if keys == direction_keys(seed, step, len(keys)) else b"".join(map(_packed_key, keys))),
     ]
     flags = sum(flag for flag, part in parts if part)
     data = _FLAGS.pack(flags) + b"".join(part for _, part in parts)
@@ -303,7 +303,7 @@ def _record_at(content: bytes, position: int, end: _End, *, seed: int) -> tuple[
     position += _CHECK.size
     keys = tuple(HashKey(seed, Domain(domain), origin, probe) for domain, origin, probe in _KEY.iter_unpack(named))
     gradient = ProjectedGradient(
-        torch.tensor(coefficients, dtype=torch.float64), keys if named else _own_keys(seed, step, count)
+        torch.tensor(coefficients, dtype=torch.float64), keys if named else direction_keys(seed, step, count)
     )
     behind = _End(end.after(content[start:position]).crc, step + 1, count, rate)
     return ProjectedUpdate(step, rate, gradient), behind, position
@@ -324,7 +324,3 @@ def _seal_at(content: bytes, position: int, end: _End) -> tuple[int, bytes] | No
 
 def _packed_key(key: HashKey) -> bytes:
     return _KEY.pack(key.domain, key.step, key.probe)
-
-
-def _own_keys(seed: int, step: int, count: int) -> tuple[HashKey, ...]:
-    return tuple(HashKey(seed, Domain.DIRECTION, step, probe) for probe in range(count))

@@ -4,7 +4,6 @@ Each keeps the id of its run in `trackers.json` in the run directory, so that a 
 one. A client's package is imported when its run is opened, in the tracker's own thread.
 """
 
-import json
 import threading
 import time
 import uuid
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vamo_ft.training.rundir import write_json
+from vamo_ft.training.rundir import read_json, write_json
 
 __all__ = ["MLflow", "RunIds", "TensorBoard", "TrackedRun", "Trackio", "WeightsAndBiases"]
 
@@ -31,21 +30,14 @@ class RunIds:
 
     def get(self, tracker: str) -> str | None:
         """The id, where there is one."""
-        found = self._read().get(tracker)
+        found = read_json(self._path).get(tracker)
         return found if isinstance(found, str) else None
 
     def set(self, tracker: str, value: str) -> str:
         """Keeps an id, and returns it."""
         with self._lock:
-            write_json(self._path, {**self._read(), tracker: value})
+            write_json(self._path, {**read_json(self._path), tracker: value})
         return value
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            ids = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return ids if isinstance(ids, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 
 from vamo_ft.core.errors import DivergenceError, StopRequested
 from vamo_ft.core.memory import KEEP_LESS, largest_of, memory_explained
+from vamo_ft.core.micro_batches import micro_batches_of
 from vamo_ft.core.protocols import GradientEstimator, Progress, SampleSource, UpdateRule
 from vamo_ft.core.types import Batch, Estimate
 from vamo_ft.training.callbacks import Callback
@@ -138,8 +139,7 @@ class Trainer:
         return ahead[1] if ahead is not None and ahead[0] == step else self._collated(step)
 
     def _collated(self, step: int) -> list[Batch]:
-        indices, size = self.source.step_indices(step), self.micro_batch_size
-        return [self.source.batch(indices[start : start + size]) for start in range(0, len(indices), size)]
+        return micro_batches_of(self.source, self.source.step_indices(step), self.micro_batch_size)
 
 
 def _checked_loss(estimate: Estimate, *, step: int) -> float:
