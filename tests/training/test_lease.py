@@ -1,5 +1,6 @@
 """Who holds a run directory: processes, restarts that look alike, other hosts, and clocks that are set back."""
 
+import errno
 import json
 import os
 import signal
@@ -149,6 +150,22 @@ def test_a_directory_that_was_taken_over_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".lease.json").unlink()  # and has ended since
     with pytest.raises(DataError, match="taken over"):
         directory.check_held()
+    directory.unlock()
+
+
+@pytest.mark.parametrize(("number", "held"), [(errno.ESTALE, False), (errno.EIO, True)])
+def test_on_a_network_file_system_a_lease_that_was_replaced_is_stale(
+    number: int, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.lock()
+
+    def fail(descriptor: int) -> os.stat_result:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        assert directory.is_held == held
     directory.unlock()
 
 

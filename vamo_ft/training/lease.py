@@ -7,6 +7,7 @@ holder lives. That time is read from the file system and compared with that of a
 not matter if the clocks of two machines differ.
 """
 
+import errno
 import json
 import os
 import socket
@@ -94,14 +95,15 @@ class Lease:
         """False once another process has taken it: this one showed no sign of life for `STALE_SECONDS`.
 
         So it is after a stop of the process or of its whole machine, which this process cannot notice by itself. A file
-        that is not there any more was taken, too, and released. A file system that does not answer tells nothing.
+        that is not there any more was taken, too, and released: on a network file system the open one is stale then.
+        A file system that does not answer tells nothing.
         """
         try:
             return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
         except FileNotFoundError:
             return False
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno != errno.ESTALE
 
     def release(self) -> None:
         """Removes the file, unless it is another process's by now."""
