@@ -36,6 +36,7 @@ class Second(Processes):
 
     def __init__(self, store: Any) -> None:
         self.rank, self.count, self._store, self._host, self._heartbeat = 1, 2, store, None, None
+        self._store_answers = True
 
 
 @pytest.mark.parametrize(("done", "raised"), [(True, SystemExit), (None, SystemExit), (False, DataError)])
@@ -51,6 +52,40 @@ def test_the_main_process_tells_of_a_failure_unless_it_is_busy(
     assert store.notes == ['[2, "process 1: data.train.path: there is no such file"]']
     if isinstance(caught.value, SystemExit):
         assert caught.value.code == 2
+
+
+def test_a_store_without_an_answer_is_asked_once_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine lost its power just now, which no sign of life has told yet."""
+    asked, never = [], threading.Event()
+
+    def wait(key: str, expected: str, note: str) -> None:
+        asked.append(note)
+        never.wait()
+
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda *group: None)
+    monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
+    store = Store(done=True)
+    monkeypatch.setattr(store, "compare_set", wait)
+    with pytest.raises(DataError), Second(store).ending_together():  # it cannot know whether the main one tells
+        raise DataError("data.train.path: there is no such file")
+    never.set()
+    assert asked == ['[2, "process 1: data.train.path: there is no such file"]']
+
+
+def test_that_a_process_was_lost_the_main_one_says_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its last checkpoint, and how the run goes on."""
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda *group: None)
+    monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
+    store = Store(done=False)
+    monkeypatch.setattr(module, "_ENDING_SECONDS", 0.0)
+    second, main = Second(store), Second(store)
+    main.rank = 0
+    with pytest.raises(ProcessLostError), second.ending_together():
+        raise ProcessLostError("another process of the run was lost")
+    assert store.notes == []
+    main._tell(ProcessLostError("process 2 of the run gave no sign of life"))
+    assert store.notes == ['[1, "process 2 of the run gave no sign of life"]']
 
 
 def test_what_does_not_end_on_the_device_is_not_waited_for_nor_a_signal_handler_set_in_a_thread(
@@ -108,3 +143,6 @@ def test_the_frames_of_an_error_and_of_what_led_to_it_hold_no_connection() -> No
     assert held[0]() is not None
     module._clear_frames(caught.value)
     assert held[0]() is None
+    first, second = RuntimeError(), RuntimeError()
+    first.__cause__, second.__cause__ = second, first
+    module._clear_frames(first)

@@ -12,7 +12,10 @@ from typing import Any
 
 from vamo_ft.core.errors import ProcessLostError
 
-__all__ = ["Heartbeat"]
+__all__ = ["OF_A_CONNECTION", "Heartbeat"]
+
+OF_A_CONNECTION = "connection"
+"""Name of threads that may wait in a library, for what never comes, when the process ends."""
 
 _BETWEEN = timedelta(seconds=30)
 _ROUNDS = 20  # without a sign; one long call that keeps a process's threads waiting is no reason to give it up
@@ -38,13 +41,8 @@ class Heartbeat:
         self._rounds = 0
         self._rounds_asked, self._unanswered = 0, 0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=OF_A_CONNECTION, daemon=True)
         self._thread.start()
-
-    @property
-    def store_answers(self) -> bool:
-        """Whether the store did, as far as was asked: another question to one that does not may never come back."""
-        return self._unanswered < _ROUNDS
 
     def check(self) -> None:
         """Looks whether it is of use to wait on; asked by who waits, `between` after it began or asked before.
@@ -58,7 +56,7 @@ class Heartbeat:
         cut_off = f"for {minutes:.3g} minutes: its machine lost its power or its network, or it was stopped"
         if silent := [rank for rank, rounds in self._silent.items() if rounds >= _ROUNDS]:
             raise ProcessLostError(f"process {silent[0]} of the run gave no sign of life {cut_off}")
-        if not self.store_answers:
+        if self._unanswered >= _ROUNDS:
             raise ProcessLostError(f"the launcher, in whose store the processes met, gave no answer {cut_off}")
 
     def stop(self) -> None:

@@ -15,10 +15,10 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,14 +33,17 @@ from vamo_ft.core.errors import (
     VamoFtError,
 )
 from vamo_ft.core.memory import is_allocation_failure
-from vamo_ft.training.heartbeat import Heartbeat
+from vamo_ft.training.heartbeat import OF_A_CONNECTION, Heartbeat
 
 __all__ = ["Processes", "lost_processes_explained", "world_size"]
+
+Answer = TypeVar("Answer")
 
 _FAILURE, _DONE, _LEFT = "vamo_ft/failure", "vamo_ft/done", "vamo_ft/left"
 _SAVING_SECONDS = 600.0  # that the others give the main process to save a run that was stopped
 _ENDING_SECONDS = 10.0  # and to end for another reason
 _NOTE_SECONDS = 1.0  # in which a note is found where there is one
+_ANSWER_SECONDS = 10.0  # in which a store answers, or will not
 _LONGEST_SILENCE = timedelta(hours=12)  # of a living process that tokenizes the data, or saves a checkpoint
 _ERRORS = {error.exit_code: error for error in (UsageError, DivergenceError, DeviceMemoryError, StopRequested)}
 
@@ -57,6 +60,7 @@ class Processes:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self._host = dist.new_group(backend="gloo", timeout=_LONGEST_SILENCE)
         self._store = dist.distributed_c10d._get_default_store()
+        self._store_answers = True
         self._heartbeat: Heartbeat | None = Heartbeat(self._store, self.rank, self.count)
 
     @property
@@ -150,30 +154,55 @@ class Processes:
             note = self._note()
             raise (lost if note is None else _error_of(note)) from None
 
-    def _asked_store(self) -> Any:
-        """The store; raises `RuntimeError` where it is known not to answer."""
-        if self._heartbeat is not None and not self._heartbeat.store_answers:
-            raise RuntimeError("the store does not answer")
-        return self._store
+    def _asked(self, question: Callable[[Any], Answer], *, within: float = 0.0) -> Answer:
+        """The store's answer to a question that takes so many seconds.
+
+        Raises:
+            RuntimeError: the store is gone.
+            TimeoutError: its machine is, and it may never answer; nor is it asked again.
+        """
+        answers: list[Answer | RuntimeError] = []
+
+        def ask() -> None:
+            try:
+                answers.append(question(self._store))
+            except RuntimeError as error:
+                answers.append(error)
+
+        if self._store_answers:
+            asking = threading.Thread(target=ask, name=OF_A_CONNECTION, daemon=True)
+            asking.start()
+            asking.join(timeout=within + _ANSWER_SECONDS)
+        self._store_answers = bool(answers)
+        if not answers:
+            raise TimeoutError("the store gives no answer")
+        if isinstance(answers[0], RuntimeError):
+            raise answers[0]
+        return answers[0]
 
     def _tell(self, error: BaseException) -> None:
-        """Leaves a note, unless another process was first."""
+        """Leaves a note, unless another process was first.
+
+        That a process was lost the main one sees by itself, and has more to say of it.
+        """
+        if isinstance(error, ProcessLostError) and not self.is_main:
+            return
         code, text = _code_of(error), str(error)
         if code is None:
             code, text = 1, f"unexpected error: {type(error).__name__}: {text}"
         if not self.is_main:
             text = f"process {self.rank}: {text}"
-        with suppress(RuntimeError):  # the store may be gone with the main process
-            self._asked_store().compare_set(_FAILURE, "", json.dumps([code, text]))
+        with suppress(RuntimeError, TimeoutError):  # the store may be gone with the main process
+            self._asked(lambda store: store.compare_set(_FAILURE, "", json.dumps([code, text])))
 
     def _note(self) -> list[Any] | None:
-        with suppress(RuntimeError):
-            deadline = time.monotonic() + _NOTE_SECONDS
-            while time.monotonic() < deadline:
-                if self._asked_store().check([_FAILURE]):
-                    note: list[Any] = json.loads(self._asked_store().get(_FAILURE))
-                    return note
-                time.sleep(0.05)
+        def look(store: Any) -> list[Any] | None:
+            found = _seen_within(_NOTE_SECONDS, lambda: store.check([_FAILURE]))
+            note: list[Any] | None = json.loads(store.get(_FAILURE)) if found else None
+            return note
+
+        with suppress(RuntimeError, TimeoutError):
+            return self._asked(look, within=_NOTE_SECONDS)
         return None
 
     def _leave(self, error: BaseException, patience: float) -> bool:
@@ -208,25 +237,38 @@ class Processes:
         del self._host
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group(host[0])
-        closing = [threading.Thread(target=close, daemon=True) for close in (host.clear, _end_device_group)]
+        closing = [
+            threading.Thread(target=close, name=OF_A_CONNECTION, daemon=True)
+            for close in (host.clear, _end_device_group)
+        ]
         for thread in closing:
             thread.start()
         return closing
 
     def _wait_for_main(self, patience: float) -> bool:
-        deadline = time.monotonic() + patience
-        with suppress(RuntimeError):
-            if self.is_main:
-                self._asked_store().set(_DONE, "")
-                deadline = time.monotonic() + _NOTE_SECONDS
-                while self._asked_store().add(_LEFT, 0) < self.count - 1 and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                return True
-            while not (done := self._asked_store().check([_DONE])) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            self._asked_store().add(_LEFT, 1)
-            return bool(done)
-        return True  # the store went with the main process
+        def lead(store: Any) -> bool:
+            store.set(_DONE, "")
+            _seen_within(_NOTE_SECONDS, lambda: store.add(_LEFT, 0) >= self.count - 1)
+            return True
+
+        def follow(store: Any) -> bool:
+            done = _seen_within(patience, lambda: store.check([_DONE]))
+            store.add(_LEFT, 1)
+            return done
+
+        try:
+            return self._asked(lead, within=_NOTE_SECONDS) if self.is_main else self._asked(follow, within=patience)
+        except RuntimeError:
+            return True  # the store went with the main process
+        except TimeoutError:
+            return False
+
+
+def _seen_within(seconds: float, seen: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (found := seen()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 def _done_within(work: Any, seconds: timedelta) -> bool:
@@ -243,7 +285,9 @@ def _done_within(work: Any, seconds: timedelta) -> bool:
 def _clear_frames(error: BaseException) -> None:
     """Drops the local variables of all frames that the error, and those which led to it, have left."""
     told: BaseException | None = error
-    while told is not None:
+    cleared: set[int] = set()
+    while told is not None and id(told) not in cleared:  # two may name each other
+        cleared.add(id(told))
         traceback.clear_frames(told.__traceback__)
         told = told.__cause__ or told.__context__
 
