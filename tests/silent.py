@@ -3,16 +3,15 @@
 python -m tests.silent train FILE
 """
 
-import sys
 from datetime import timedelta
 
 import pytest
 
-from vamo_ft.cli import run
+from vamo_ft.cli import main
 from vamo_ft.training import heartbeat
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heartbeat, "_BETWEEN", timedelta(seconds=0.1))
         patch.setattr(heartbeat, "_ROUNDS", 10)
-        sys.exit(run(sys.argv[1:]))
+        main()

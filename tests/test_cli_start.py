@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import vamo_ft
 from tests.config.examples import VALID
 from vamo_ft.cli import main, run
 from vamo_ft.core.errors import DataError, DeviceMemoryError, DivergenceError, StopRequested
+from vamo_ft.training.heartbeat import OF_A_CONNECTION
 
 Command = Callable[..., None]
 
@@ -187,6 +189,23 @@ def test_main_exits_with_the_code(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         main()
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: gone.yaml: no such file; 'vamo-ft init' writes one to start from\n"
+
+
+def test_main_leaves_the_interpreter_no_thread_that_may_abort_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a library, where it waits for a process that was lost."""
+    never, codes = threading.Event(), []
+    waiting = threading.Thread(target=never.wait, name=OF_A_CONNECTION, daemon=True)
+    waiting.start()
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "argv", ["vamo-ft", "validate", "gone.yaml"])
+    with pytest.raises(SystemExit):
+        main()
+    never.set()
+    waiting.join()
+    assert codes == [2]
+    with pytest.raises(SystemExit):
+        main()
+    assert codes == [2]
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -202,11 +202,11 @@ ENDLESS = {
 
 
 def started_run(
-    workspace: Workspace, config: dict[str, Any], *, module: str = "vamo_ft"
+    workspace: Workspace, config: dict[str, Any], *, module: str = "vamo_ft", count: int = 2
 ) -> list["subprocess.Popen[str]"]:
-    """Two processes that have made three steps."""
+    """Processes that have made three steps."""
     workspace.configure(config)
-    processes = start(module, "train", "config.yaml", cwd=workspace.root)
+    processes = start(module, "train", "config.yaml", cwd=workspace.root, count=count)
     main = processes[0].stderr
     assert main is not None
     for line in main:
@@ -259,16 +259,17 @@ def test_the_others_say_that_the_main_process_is_lost(workspace: Workspace) -> N
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_gives_no_sign_of_life_is_not_waited_for(lost: int, workspace: Workspace) -> None:
     """One that is stopped, as a machine without its network, closes no connection; the first one holds the store."""
-    processes = started_run(workspace, ENDLESS, module="tests.silent")
+    processes = started_run(workspace, ENDLESS, module="tests.silent", count=3)
     processes[lost].send_signal(signal.SIGSTOP)
-    left = processes[1 - lost]
+    left = [process for rank, process in enumerate(processes) if rank != lost]
     try:
-        error = left.communicate(timeout=PATIENCE)[1]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in left]
     finally:
         for process in processes:
             process.kill()
     finish(processes)
-    assert left.returncode == 1
+    assert [process.returncode for process in left] == [1, 1], errors
+    error = "".join(errors)
     said = ("the launcher, in whose store the processes met, gave no answer", "process 1 of the run gave no sign of")[
         lost
     ]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ __all__ = ["main", "run"]
 
 _INTERRUPTED = 130
 _STOPPED = 75
+_OF_A_CONNECTION = "connection"  # `training.heartbeat.OF_A_CONNECTION`, without torch
 
 
 def main() -> NoReturn:
@@ -32,6 +34,8 @@ def main() -> NoReturn:
                 stream.flush()
         except OSError:  # whoever read the output, such as `head`, is gone; the interpreter would complain at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if any(thread.name == _OF_A_CONNECTION for thread in threading.enumerate()):
+        os._exit(code)  # one that came back from its library while the interpreter ends would abort the process
     sys.exit(code)
 
 
