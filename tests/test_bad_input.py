@@ -175,8 +175,8 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"model": {"path": "nobody/nothing"}},
-        "model.path: nobody/nothing: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't "
-        "find them in the cached files.",
+        "model.path: nobody/nothing: there is no such folder, and the Hub does not give it: We couldn't connect to "
+        "'https://huggingface.co' to load the files, and couldn't find them in the cached files.",
     ),
     (
         {"run": {"offline": True}, "model": {"path": "nobody/nothing"}},

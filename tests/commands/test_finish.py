@@ -20,8 +20,7 @@ def test_a_model_that_was_shared_out_and_never_saved(tmp_path: Path) -> None:
     last = tmp_path / "checkpoints" / "step-00000008"
     said = (
         f"{tmp_path / 'model'}: was not written: with training.fsdp it is the model of the last checkpoint, which is "
-        f"not there ({last}: MANIFEST.json is missing; this is not a complete checkpoint); make room, and run again to "
-        "go on from the one before"
+        f"not there ({last}: there is no such checkpoint); make room, and run again to go on from the one before"
     )
     with pytest.raises(SaveError, match=f"^{re.escape(said)}$"):
         save_final_model(run, config, RunDirectory(tmp_path))

@@ -74,3 +74,8 @@ def test_what_has_no_default(text: str, key: str) -> None:
     lines = [line for line in text.splitlines() if f"  {key}: " not in line]
     [found] = problems_of("\n".join(lines))
     assert f"method.{key}: required" in found
+
+
+def test_the_rule_of_a_method_that_is_not_known_is_not_asked_for() -> None:
+    (problem,) = problems_of(BARE.replace("METHOD", "adax"))
+    assert problem.endswith("not 'adax'. Did you mean 'addax'?")

@@ -149,6 +149,6 @@ def test_a_checkpoint_that_is_not_seen_is_an_error_with_the_machine(
     assert first.step == 4
     assert isinstance(second, DataError)
     assert str(second) == (
-        f"on {socket.gethostname()}, unlike for the first process: {other / 'step-00000004'}: MANIFEST.json is "
-        "missing; this is not a complete checkpoint"
+        f"on {socket.gethostname()}, unlike for the first process: {other / 'step-00000004'}: there is no such "
+        "checkpoint"
     )

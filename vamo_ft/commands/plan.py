@@ -91,7 +91,7 @@ def _heading(found: Plan, config: RunConfig) -> Iterator[str]:
     )
     if found.stored is not None:
         yield f"{config.model.path} is stored in 4 bits: {found.stored}"
-    yield f"samples take {shortest:,} to {longest:,} tokens, half of them at most {median:,}"
+    yield f"the model is given {shortest:,} to {longest:,} tokens of a sample, of half of them at most {median:,}"
     if found.processes > 1:
         yield from _shared(found, config)
     elif config.training.fsdp:

@@ -33,9 +33,12 @@ def find_problems(error: ValidationError, *, schema: type[Section]) -> list[Prob
     """
     details = error.errors(include_url=False)
     paths = [_follow(item["loc"], schema).path for item in details]
+    presets_unknown = any(item["type"] == "union_tag_invalid" and item["loc"][-1] == "method" for item in details)
     problems: list[Problem] = []
     requirements: dict[KeyPath, list[ErrorDetails]] = {}
     for item, path in zip(details, paths, strict=True):
+        if item["type"] == "missing" and path[-2:] == ("optimizer", "name") and presets_unknown:
+            continue  # most methods bring a rule along
         if item["type"] not in _REQUIREMENTS:
             problems.append(_explain(item, schema))
         elif not any(len(other) > len(path) and other[: len(path)] == path for other in paths):

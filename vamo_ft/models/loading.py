@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from os.path import expanduser, isdir, isfile
+from os.path import exists, expanduser, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +375,8 @@ def _one_line_errors(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = first_words(error)
+        if isinstance(error, OSError) and not exists(expanduser(path)):
+            reason = f"there is no such folder, and the Hub does not give it: {reason}"
         if _needs_own_code(error):
             reason = (
                 "comes with Python code of its own, which is not run; read it, and set model.trust_remote_code: true "

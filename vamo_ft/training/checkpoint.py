@@ -231,6 +231,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         _check_shape(manifest)
         return manifest
     except FileNotFoundError:
+        if not path.exists():
+            raise DataError(f"{path}: there is no such checkpoint") from None
         raise DataError(f"{path}: {_MANIFEST} is missing; this is not a complete checkpoint") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{path}: {_MANIFEST} is damaged: {error}") from None
