@@ -3,7 +3,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig, BertConfig, BertForMaskedLM, BertLMHeadModel, Gemma3TextConfig, T5Config, ViTConfig
+from transformers import (
+    BartConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertGenerationConfig,
+    BertLMHeadModel,
+    CpmAntConfig,
+    Gemma3TextConfig,
+    T5Config,
+    ViTConfig,
+    XLNetConfig,
+)
 
 from tests.tiny import VOCABULARY, save_model_folder
 from vamo_ft.config.model import ModelConfig
@@ -45,6 +56,9 @@ def test_an_encoder_made_a_decoder_is_not(tmp_path: Path) -> None:
         (BartConfig(), "there: bart is an encoder with a decoder; write a decoder alone"),
         (ViTConfig(), "there: vit is not a causal language model; write a decoder model"),
         (Gemma3TextConfig(use_bidirectional_attention=True), "there: gemma3_text is an encoder here"),
+        (BertGenerationConfig(), "there: bert-generation is an encoder here"),
+        (CpmAntConfig(), "there: cpmant is an encoder here"),
+        (XLNetConfig(), "there: xlnet is an encoder here"),
     ],
 )
 def test_other_kinds(config: Any, message: str) -> None:
@@ -52,5 +66,6 @@ def test_other_kinds(config: Any, message: str) -> None:
         check_causal(config, path="there")
 
 
-def test_a_causal_model_passes() -> None:
-    check_causal(Gemma3TextConfig(), path="there")
+@pytest.mark.parametrize("config", [Gemma3TextConfig(), BertGenerationConfig(is_decoder=True)])
+def test_a_causal_model_passes(config: Any) -> None:
+    check_causal(config, path="there")

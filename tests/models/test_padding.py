@@ -1,8 +1,10 @@
+from functools import wraps
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
@@ -13,6 +15,7 @@ from transformers import (
 )
 
 from tests.tiny import VOCABULARY, byte_tokenizer, tiny_gpt2, tiny_llama
+from tests.workspace import Workspace
 from vamo_ft.core.errors import DataError
 from vamo_ft.models.loading import LoadedModel
 from vamo_ft.models.padding import check_padding
@@ -37,6 +40,32 @@ def test_attention_leaves_padding_out(build, dtype) -> None:
     model = build().to(dtype).train()
     check(model, positions=True)
     assert model.training
+
+
+def test_what_autocast_rounds_is_no_padding() -> None:
+    """Two rows are rounded otherwise than one, as kernels of a device do."""
+    model = tiny_llama()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data *= 1e-3  # so that other tokens change little more than rounding does
+    model.lm_head.register_forward_hook(lambda module, given, logits: logits * (1 + (len(logits) - 1) / 256))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check(model, positions=True)
+    with pytest.raises(DataError, match="does not leave the padding"):
+        check(model, positions=True)
+
+
+def test_a_run_tries_in_its_own_precision(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of it flash attention refuses float32 weights."""
+    forward = LlamaForCausalLM.forward
+
+    @wraps(forward)
+    def flash(*args: Any, **kwargs: Any) -> Any:
+        assert torch.is_autocast_enabled("cpu"), "FlashAttention only support fp16 and bf16 data type"
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", flash)
+    workspace.configure({"training": {"autocast": "bfloat16"}})
+    assert workspace.train() == 0
 
 
 def test_a_state_that_takes_a_mask_leaves_it_out() -> None:

@@ -73,7 +73,8 @@ def build_parts(
     runtime = build_run_runtime(config)
     loaded = load_run_model(config, runtime=runtime, weights=weights)
     if config.model.task == "causal_lm":
-        check_padding(loaded, path=config.model.path)
+        with runtime.autocast():
+            check_padding(loaded, path=config.model.path)
     if config.data.packing:
         check_packing(loaded, path=config.model.path)
     parts = _undirected(config, loaded, runtime, use_cache=use_cache, stop_requested=stop_requested)

@@ -7,6 +7,9 @@ from vamo_ft.core.errors import DataError
 
 __all__ = ["check_causal"]
 
+_BOTH_SIDES = {"cpmant", "xlnet"}
+_BY_DEFAULT = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"}  # unless they are made decoders
+
 
 def check_causal(config: PreTrainedConfig, *, path: str) -> None:
     """Refuses what is no causal language model.
@@ -25,7 +28,7 @@ def check_causal(config: PreTrainedConfig, *, path: str) -> None:
         raise DataError(f"model.path: {path}: {kind} is an encoder with a decoder; write a decoder alone")
     decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     both_sides = getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all")
-    if both_sides or (kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder):
+    if both_sides or kind in _BOTH_SIDES or (kind in _BY_DEFAULT and not decoder):
         raise DataError(
             f"model.path: {path}: {kind} is an encoder here, whose tokens see the ones to be predicted; write a "
             "decoder model, or model.task: sequence_classification"

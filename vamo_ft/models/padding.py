@@ -23,7 +23,7 @@ def check_padding(loaded: LoadedModel, *, path: str) -> None:
     Rows of a batch are padded on the left. Whether a model heeds the attention mask and the positions that say so is
     nowhere declared, so it is tried: a few tokens behind padding are compared with the same tokens given alone, without
     mask and positions. What is left of a difference has to be well below what other tokens make out in the padding's
-    place.
+    place. Call it in the precision of the run: some attention kernels know no other.
 
     Raises:
         DataError: the outputs depend on it, as in recurrent models that take no mask.
@@ -38,8 +38,8 @@ def check_padding(loaded: LoadedModel, *, path: str) -> None:
 
 def _leak(loaded: LoadedModel) -> float:
     """The change through padding, as a share of that through other tokens; beneath rounding it is 0."""
-    device = next(loaded.model.parameters()).device
-    size = loaded.model.get_input_embeddings().weight.shape[0]
+    embedding = loaded.model.get_input_embeddings().weight
+    device, size = embedding.device, embedding.shape[0]
     document = torch.tensor([3, 10, 12, 5], device=device) % size
     others = torch.tensor([5, 9, 7, 8], device=device) % size
     padding = torch.full_like(others, int(loaded.tokenizer.pad_token_id))
@@ -57,8 +57,18 @@ def _leak(loaded: LoadedModel) -> float:
     finally:
         loaded.model.train(training)
     change, seen = (float((rows - alone).abs().max()) for rows in (padded, behind))
-    rounding = 4 * torch.finfo(next(loaded.model.parameters()).dtype).eps * float(alone.abs().max())
+    rounding = 4 * _eps(loaded, device) * float(alone.abs().max())
     return 0.0 if change <= rounding else change / max(seen, rounding)
+
+
+def _eps(loaded: LoadedModel, device: torch.device) -> float:
+    """Of the coarsest precision of the arithmetic."""
+    dtypes = {parameter.dtype for parameter in loaded.model.parameters() if parameter.is_floating_point()}
+    if loaded.four_bits is not None:
+        dtypes.add(getattr(torch, loaded.four_bits.config.compute_dtype))
+    if torch.is_autocast_enabled(device.type):
+        dtypes.add(torch.get_autocast_dtype(device.type))
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 
 @torch.no_grad()
