@@ -61,7 +61,7 @@ def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, hidde
     return _initialised(LlamaForCausalLM, config, seed)
 
 
-def tiny_gpt2(*, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
+def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
     """Two layers, learnt absolute positions, tied embeddings."""
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -76,7 +76,7 @@ def tiny_gpt2(*, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
         bos_token_id=1,
         eos_token_id=2,
     )
-    return _initialised(GPT2LMHeadModel, config)
+    return _initialised(GPT2LMHeadModel, config, seed=seed)
 
 
 def tiny_llama_classifier(*, num_labels: int = 2) -> PreTrainedModel:
