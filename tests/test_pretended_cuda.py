@@ -16,6 +16,8 @@ from tests.workspace import LORA, MEZO, Workspace, equal_weights, merged, weight
 from vamo_ft.cli import run
 from vamo_ft.core.transfer import to_device, to_host
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one: tests/test_gpu.py")
+
 OTHER_HARDWARE = {"compiled", "qlora_paged"}
 FOUR_BITS = {"model": {"dtype": "bfloat16", "quantization": {"bits": 4}, "adapter": LORA}}
 ALL: dict[str, dict[str, Any]] = {
