@@ -1,4 +1,4 @@
-"""Informed directions that do not fit are refused before training."""
+"""Informed directions: what does not fit is refused before training, and the size of their probes is a radius."""
 
 import pytest
 
@@ -20,3 +20,12 @@ def test_a_sketch_that_does_not_fit_is_refused_with_the_figure(
         if code == 2:
             assert f"gradient_subspace keeps 25 float32 vectors of {numel:,} elements, 0.00352 GB" in said
             assert "lower method.probes" in said
+
+
+def test_the_size_that_auto_finds_has_its_own_name(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    informed = {"structure": "gradient_subspace", "warmup_steps": 3}
+    workspace.configure({"method": {"name": "vamo", "probes": 2, "directions": informed}, "training": {"steps": 4}})
+    assert workspace.train() == 0
+    said = "".join(capsys.readouterr())
+    assert "radius: auto chose " in said
+    assert "eps: " not in said

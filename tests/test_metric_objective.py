@@ -197,3 +197,14 @@ def test_validate_shows_the_section(workspace: Workspace, capsys: pytest.Capture
         ["objective.name", "accuracy"],
         ["objective.max_new_tokens", "32"],
     ]
+
+
+@pytest.mark.parametrize("command", ["plan", "diagnose"])
+def test_what_the_other_commands_propose_is_taken(
+    workspace: Workspace, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = workspace.configure(ACCURACY)
+    assert run([command, config]) == 2
+    _, proposed, _ = capsys.readouterr().err.rsplit("'", 2)
+    assert proposed == "objective={type: loss}"
+    assert run(["validate", config, "--set", proposed]) == 0

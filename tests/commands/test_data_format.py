@@ -7,7 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from vamo_ft.commands.data_format import format_of
+from vamo_ft.config.data import ClassificationFormat, DataSetConfig
 from vamo_ft.core.errors import UsageError
+from vamo_ft.data.formatting import format_rows
+from vamo_ft.data.rows import Rows
+from vamo_ft.data.sources import load_rows
+from vamo_ft.data.values import label_key
 
 LABELLED = [{"id": 1, "sentence": "a joy", "label": 1}, {"id": 2, "sentence": "a bore", "label": 0}]
 SENTIMENT = {
@@ -48,7 +53,23 @@ def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
         ),
         (
             {"instruction": "a", "input": "", "output": "b"},
+            {"type": "prompt_completion", "prompt": "{instruction}\n{input}\n", "completion": "{output}"},
+        ),
+        (
+            {"instruction": "a", "context": "c", "response": "b", "category": "d"},
+            {"type": "prompt_completion", "prompt": "{instruction}\n{context}\n", "completion": "{response}"},
+        ),
+        (
+            {"instruction": "a", "input": None, "output": "b"},
             {"type": "prompt_completion", "prompt": "{instruction}\n", "completion": "{output}"},
+        ),
+        (
+            {"input": "a", "output": "b"},
+            {"type": "prompt_completion", "prompt": "{input}\n", "completion": "{output}"},
+        ),
+        (
+            {"prompt": "a", "context": "c", "completion": "b"},
+            {"type": "prompt_completion", "prompt": "{prompt}", "completion": "{completion}"},
         ),
         ({"text": "a"}, {"type": "text", "column": "text"}),
     ],
@@ -64,6 +85,17 @@ def test_labels_of_other_types(tmp_path: Path) -> None:
     assert section["template"] == "{text}\nTopic:"
 
 
+@pytest.mark.parametrize(("values", "named"), [([0.0, 1.0, 1.0], ["0", "1"]), ([0.5, 1.0, float("nan")], ["0.5", "1"])])
+def test_numbers_are_named_as_the_data_is_read(tmp_path: Path, values: list[float], named: list[str]) -> None:
+    path = written(tmp_path / "rows.parquet", [{"text": "a", "label": value} for value in values])
+    section = format_of(path)
+    assert list(section["labels"]) == named
+    rows = [row for row in load_rows(DataSetConfig(path=path), offline=True).rows if row["label"] == row["label"]]
+    config = ClassificationFormat.model_validate(section)
+    examples = list(format_rows(Rows(path, ("text", "label"), rows), config))
+    assert [config.classes[example.label or 0] for example in examples] == [label_key(row["label"]) for row in rows]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -71,7 +103,17 @@ def test_labels_of_other_types(tmp_path: Path) -> None:
         ("a.jsonl", "", r"the columns \(none\) tell no format"),
         ("a.jsonl", "[1]", r"the columns \(none\) tell no format"),
         ("a.json", '{"text": "a"}', r"the columns \(none\) tell no format"),
-        ("a.jsonl", '{"text": "a", "label": 1}', "tell no format"),  # one label
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 1}',
+            r"a\.jsonl: column 'label' has 1 different value in the first 1 row, and a classification is written for "
+            "2 to 20; leave --data out, and write data.train.path and data.format in the new file$",
+        ),
+        (
+            "a.csv",
+            "text,label\n" + "".join(f"a,{number}\n" for number in range(2500)),
+            "column 'label' has 2,000 different values in the first 2,000 rows, and a",
+        ),
         ("a.jsonl", '{"messages": "text"}', "tell no format"),
         ("a.jsonl", '{"text', r"a\.jsonl: cannot be read \(Unterminated string"),
         ("a.jsonl", "\udcff", r"a\.jsonl: cannot be read \("),

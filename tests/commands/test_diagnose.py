@@ -99,12 +99,13 @@ def test_mezo_by_blocks(workspace: Workspace, capsys: pytest.CaptureFixture[str]
         (
             {},
             [],
-            "method.name: adamw is not diagnosed, only vamo, spsa and the presets of spsa; try --set method.name=vamo",
+            "method.name: adamw is not diagnosed, only vamo, spsa and the presets of spsa; try --set "
+            "'method={name: vamo}' to see what a correction would give, or --set 'method={name: mezo}'",
         ),
         (
             {"method": {"name": "mezo"}, "objective": {"type": "metric", "name": "accuracy"}},
             [],
-            "objective.type: metric has no gradient to compare with",
+            "objective.type: metric has no gradient to compare with; try --set 'objective={type: loss}'",
         ),
         (
             {"method": {"name": "mezo"}, "training": {"stream_layers": True}},

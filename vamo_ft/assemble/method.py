@@ -198,6 +198,7 @@ def _vamo(
             num_probes=method.probes,
             eps=size if isinstance(size, float) else None,
             candidates=RADIUS_CANDIDATES if informed else EPS_CANDIDATES,
+            size_name="radius" if informed else "eps",
             difference=method.difference,
             subset=snapshot.subset,
             horizon=snapshot.every.count,

@@ -167,7 +167,7 @@ def build_plan(
         SaveError: nothing can be written to the run's disk.
     """
     if isinstance(config.objective, MetricObjectiveConfig):
-        raise UsageError("objective.type: a metric's generation is not planned; try --set objective.type=loss")
+        raise UsageError("objective.type: passes of a metric are not planned; try --set 'objective={type: loss}'")
     name = config.optimizer.name
     if name in PAGED and device.type != "cuda":
         raise UsageError(f"optimizer.name: {name} needs a CUDA device; write {PAGED[name]}, or plan for one with --gpu")

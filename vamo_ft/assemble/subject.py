@@ -100,10 +100,10 @@ def build_subject(config: RunConfig, progress: Progress, *, use_cache: bool = Tr
     if not isinstance(method, SpsaConfig | VamoConfig):
         raise UsageError(
             f"method.name: {method.name} is not diagnosed, only vamo, spsa and the presets of spsa; try --set "
-            "method.name=vamo to see what a correction would give, or --set method.name=mezo"
+            "'method={name: vamo}' to see what a correction would give, or --set 'method={name: mezo}'"
         )
     if isinstance(config.objective, MetricObjectiveConfig):
-        raise UsageError("objective.type: metric has no gradient to compare with; try --set objective.type=loss")
+        raise UsageError("objective.type: metric has no gradient to compare with; try --set 'objective={type: loss}'")
     if config.training.stream_layers:
         raise UsageError(
             "training.stream_layers: back-propagation, which losses are compared with, needs all layers at once; try "

@@ -23,8 +23,21 @@ _PAIRS = (
     ("question", "answer"),
     ("input", "output"),
 )
+_GROUNDS = ("input", "context")  # what an instruction or a question is about, as in Alpaca and Dolly
 _TEXTS = ("sentence", "text", "content", "review", "document")
 _LABELS = ("label", "labels", "topic", "category", "class", "sentiment")
+
+_WITHOUT = "leave --data out, and write data.train.path and data.format in the new file"
+
+
+class _NoClassesError(Exception):
+    """A column is called as labels are, and holds none that a classification could learn."""
+
+    def __init__(self, column: str, *, num_values: int, num_rows: int) -> None:
+        super().__init__(
+            f"column '{column}' has {num_values:,} different value{'' if num_values == 1 else 's'} in the first "
+            f"{num_rows:,} row{'' if num_rows == 1 else 's'}, and a classification is written for 2 to {_MOST_LABELS}"
+        )
 
 
 def format_of(path: str) -> dict[str, Any]:
@@ -43,11 +56,13 @@ def format_of(path: str) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise UsageError(f"--data: {file}: cannot be read ({reason})") from error
     columns = list(rows[0]) if rows and isinstance(rows[0], Mapping) else []
-    if (section := _section(columns, rows)) is None:
-        raise UsageError(
-            f"--data: {file}: the columns ({', '.join(map(str, columns)) or 'none'}) tell no format; leave --data out, "
-            "and write data.train.path and data.format in the new file"
-        )
+    try:
+        section = _section(columns, rows)
+    except _NoClassesError as error:
+        raise UsageError(f"--data: {file}: {error}; {_WITHOUT}") from None
+    if section is None:
+        listed = ", ".join(map(str, columns)) or "none"
+        raise UsageError(f"--data: {file}: the columns ({listed}) tell no format; {_WITHOUT}")
     return section
 
 
@@ -57,10 +72,11 @@ def _section(columns: list[str], rows: list[Any]) -> dict[str, Any] | None:
             return {"type": "chat", "messages": column}
     for prompt, completion in _PAIRS:
         if prompt in columns and completion in columns:
-            ending = "" if prompt == "prompt" else "\n"  # a prompt says itself how it ends
+            read = [prompt, *(column for column in _GROUNDS if column != prompt and _is_text(rows, column))]
             return {
                 "type": "prompt_completion",
-                "prompt": f"{{{prompt}}}{ending}",
+                # a prompt says itself what it is about and how it ends
+                "prompt": "{prompt}" if prompt == "prompt" else "".join(f"{{{column}}}\n" for column in read),
                 "completion": f"{{{completion}}}",
             }
     text = next((column for column in _TEXTS if column in columns), None)
@@ -69,9 +85,9 @@ def _section(columns: list[str], rows: list[Any]) -> dict[str, Any] | None:
         return None
     if label is None:
         return {"type": "text", "column": text}
-    values = sorted({_label(row[label]) for row in rows if isinstance(row, Mapping) and row.get(label) is not None})
+    values = sorted({_label(row[label]) for row in rows if isinstance(row, Mapping) and _is_value(row.get(label))})
     if not 2 <= len(values) <= _MOST_LABELS:
-        return None
+        raise _NoClassesError(label, num_values=len(values), num_rows=len(rows))
     return {
         "type": "classification",
         "template": f"{{{text}}}\n{label.capitalize()}:",
@@ -80,7 +96,19 @@ def _section(columns: list[str], rows: list[Any]) -> dict[str, Any] | None:
     }
 
 
+def _is_text(rows: list[Any], column: str) -> bool:
+    """Whether every row has a text there, if an empty one."""
+    return all(isinstance(row, Mapping) and isinstance(row.get(column), str) for row in rows)
+
+
+def _is_value(value: Any) -> bool:
+    return value is not None and value == value  # NaN is how data frames write a missing value
+
+
 def _label(value: Any) -> str:
+    """As labels are compared when the data is read: `true` for a boolean, `1` for 1.0."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -40,6 +40,7 @@ class SnapshotSettings:
         num_probes: q.
         eps: size of the perturbation along a direction; None searches for it at the first snapshot.
         candidates: sizes that the search tries.
+        size_name: what the size is called in the configuration, for the log.
         difference: central or forward.
         subset: M, samples whose mean stands for the mean over all; None takes all.
         horizon: with `subset`, steps that the snapshot serves, whose samples are scored too.
@@ -61,6 +62,7 @@ class SnapshotSettings:
     normaliser: Literal["data", "batch"]
     seed: int
     offload: bool = False
+    size_name: Literal["eps", "radius"] = "eps"
 
 
 @dataclass(slots=True)
@@ -253,12 +255,14 @@ class Snapshots:
         keys = self.keys(snapshot)[:_SEARCH_DIRECTIONS]
         choice = self._search.run([source.batch([index]) for index in chosen], source.batch(chosen), keys)
         self.eps, self.eps_correlation = choice.eps, choice.correlation
-        _log.info("eps: auto chose %g; correlation with back-propagation %.3f", choice.eps, choice.correlation)
+        name = self._settings.size_name
+        _log.info("%s: auto chose %g; correlation with back-propagation %.3f", name, choice.eps, choice.correlation)
         if choice.correlation < 0.5:
             _log.warning(
-                "the finite differences tell little of the samples (correlation %.2f at the best eps, %g): the "
+                "the finite differences tell little of the samples (correlation %.2f at the best %s, %g): the "
                 "correction will not help; float32 weights, difference: central or no autocast may",
                 choice.correlation,
+                name,
                 choice.eps,
             )
         return choice.work
