@@ -29,3 +29,11 @@ def test_the_size_that_auto_finds_has_its_own_name(workspace: Workspace, capsys:
     said = "".join(capsys.readouterr())
     assert "radius: auto chose " in said
     assert "eps: " not in said
+
+
+def test_a_size_that_moves_no_loss_is_called_so_too(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    informed = {"structure": "gradient_subspace", "warmup_steps": 3}
+    method = {"name": "vamo", "probes": 2, "radius": 1e-30, "directions": informed}
+    workspace.configure({"method": method, "training": {"steps": 4}})
+    assert workspace.train() == 1
+    assert "(method.radius too small for the precision" in capsys.readouterr().err

@@ -40,6 +40,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 VOCABULARY = len(SPECIAL) + 256
+ENCODER_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
+"""Of a BERT or RoBERTa."""
 
 
 def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
@@ -58,7 +67,7 @@ def tiny_llama(*, seed: int = 0, tied: bool = False, dropout: float = 0.0, hidde
         bos_token_id=1,
         eos_token_id=2,
     )
-    return _initialised(LlamaForCausalLM, config, seed)
+    return initialised(LlamaForCausalLM, config, seed)
 
 
 def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0, hidden: int = 32) -> PreTrainedModel:
@@ -76,13 +85,13 @@ def tiny_gpt2(*, seed: int = 0, dropout: float = 0.0, hidden: int = 32) -> PreTr
         bos_token_id=1,
         eos_token_id=2,
     )
-    return _initialised(GPT2LMHeadModel, config, seed=seed)
+    return initialised(GPT2LMHeadModel, config, seed=seed)
 
 
 def tiny_llama_classifier(*, num_labels: int = 2) -> PreTrainedModel:
     config = tiny_llama().config
     config.num_labels = num_labels
-    return _initialised(LlamaForSequenceClassification, config)
+    return initialised(LlamaForSequenceClassification, config)
 
 
 def tiny_bert_classifier(*, num_labels: int = 2, hidden: int = 32) -> PreTrainedModel:
@@ -95,13 +104,14 @@ def tiny_bert_classifier(*, num_labels: int = 2, hidden: int = 32) -> PreTrained
         num_labels=num_labels,
         pad_token_id=0,
     )
-    return _initialised(BertForSequenceClassification, config)
+    return initialised(BertForSequenceClassification, config)
 
 
-def _initialised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def initialised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int = 0, **keys: Any) -> PreTrainedModel:
+    """A model with random values of its own, in evaluation."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind(config).eval()
+        return kind(config, **keys).eval()
 
 
 def pair(index: int, prompt: Sequence[int], completion: Sequence[int], label: int | None = None) -> Example:

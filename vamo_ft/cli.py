@@ -19,7 +19,7 @@ __all__ = ["main", "run"]
 
 _INTERRUPTED = 130
 _STOPPED = 75
-_OF_A_CONNECTION = "connection"  # `training.heartbeat.OF_A_CONNECTION`, without torch
+_OF_A_CONNECTION = "connection"  # as training.heartbeat names it, of which this layer knows nothing
 
 
 def main() -> NoReturn:

@@ -34,15 +34,19 @@ class Told:
         return flag
 
 
+def locked(workspace: Workspace) -> tuple[RunConfig, Part, RunDirectory]:
+    """A configuration, the part in it of a process, and the run directory as the main one holds it."""
+    main = RunDirectory(Path("runs/tiny"))
+    main.lock()
+    return load_config(Path(workspace.configure(MEZO))).config, Part(cast(Processes, Told())), main
+
+
 @pytest.mark.parametrize("there", ["nothing", "a folder", "another run"])
 def test_a_run_directory_on_another_disk_is_refused(
     there: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "VISIBLE_SECONDS", 0.0)
-    config = load_config(Path(workspace.configure(MEZO))).config
-    part = Part(cast(Processes, Told()))
-    main = RunDirectory(Path("runs/tiny"))
-    main.lock()
+    config, part, main = locked(workspace)
     part.begin(config, main, None)
     main.unlock()  # as its machine has it, and this one does not
     if there != "nothing":
@@ -62,10 +66,7 @@ def test_a_first_process_that_cannot_read_its_own_lease_starts_nothing(
     held: bool, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others would find the same, nothing, on any disk."""
-    config = load_config(Path(workspace.configure(MEZO))).config
-    part = Part(cast(Processes, Told()))
-    main = RunDirectory(Path("runs/tiny"))
-    main.lock()
+    config, part, main = locked(workspace)
     lease = main.root / ".lease.json"
     if held:
         monkeypatch.setattr(RunDirectory, "mark", property(lambda self: (lease / "x").read_text()))
@@ -83,10 +84,7 @@ def test_a_first_process_that_cannot_read_its_own_lease_starts_nothing(
 
 def test_a_run_directory_that_may_not_be_read_is_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "VISIBLE_SECONDS", 0.0)
-    config = load_config(Path(workspace.configure(MEZO))).config
-    part = Part(cast(Processes, Told()))
-    main = RunDirectory(Path("runs/tiny"))
-    main.lock()
+    config, part, main = locked(workspace)
     part.begin(config, main, None)
 
     def forbidden(self: RunDirectory) -> str:
@@ -106,10 +104,7 @@ def test_a_run_directory_that_may_not_be_read_is_refused(workspace: Workspace, m
 def test_the_first_process_says_what_all_take(
     choice: bool, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(Path(workspace.configure(MEZO))).config
-    part = Part(cast(Processes, Told()))
-    main = RunDirectory(Path("runs/tiny"))
-    main.lock()
+    config, part, main = locked(workspace)
     part.begin(config, main, None, allow_changes=choice, use_cache=not choice)
     taken = {}
 

@@ -16,24 +16,15 @@ from transformers import (
     XLNetConfig,
 )
 
-from tests.tiny import VOCABULARY, save_model_folder
+from tests.tiny import ENCODER_SIZES, save_model_folder
 from vamo_ft.config.model import ModelConfig
 from vamo_ft.core.errors import DataError
 from vamo_ft.models.causality import check_causal
 from vamo_ft.models.loading import load_model, load_outline
 
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-}
-
 
 def test_an_encoder_is_refused_before_it_learns_to_copy(tmp_path: Path) -> None:
-    folder = save_model_folder(tmp_path / "bert", BertForMaskedLM(BertConfig(**SIZES)))
+    folder = save_model_folder(tmp_path / "bert", BertForMaskedLM(BertConfig(**ENCODER_SIZES)))
     config = ModelConfig(path=str(folder))
     message = f"model.path: {folder}: bert is an encoder here, whose tokens see the ones to be predicted"
     with pytest.raises(DataError, match=message):
@@ -43,7 +34,7 @@ def test_an_encoder_is_refused_before_it_learns_to_copy(tmp_path: Path) -> None:
 
 
 def test_an_encoder_made_a_decoder_is_not(tmp_path: Path) -> None:
-    folder = save_model_folder(tmp_path / "bert", BertLMHeadModel(BertConfig(**SIZES, is_decoder=True)))
+    folder = save_model_folder(tmp_path / "bert", BertLMHeadModel(BertConfig(**ENCODER_SIZES, is_decoder=True)))
     model = load_model(ModelConfig(path=str(folder)), offline=True, seed=0).model.eval()
     first, second = (model(input_ids=torch.tensor([row])).logits[0, 0] for row in ([5, 6], [5, 7]))
     assert torch.equal(first, second)

@@ -13,20 +13,12 @@ from transformers import (
     RobertaModel,
 )
 
-from tests.tiny import VOCABULARY, save_model_folder, tiny_llama_classifier
+from tests.tiny import ENCODER_SIZES, VOCABULARY, initialised, save_model_folder, tiny_llama_classifier
 from vamo_ft.config.model import ModelConfig
 from vamo_ft.models.export import save_model
 from vamo_ft.models.loading import LoadedModel, load_model
 from vamo_ft.models.merging import merge_adapter
 
-ENCODER: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-}
 BART: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
@@ -48,9 +40,7 @@ def load(path: Path, *, class_names: Sequence[str] = (), **keys: Any) -> LoadedM
 
 
 def test_every_tensor_of_a_new_head_of_several_layers_is_used(tmp_path: Path) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = RobertaModel(RobertaConfig(**ENCODER), add_pooling_layer=False)
+    encoder = initialised(RobertaModel, RobertaConfig(**ENCODER_SIZES), add_pooling_layer=False)
     base = save_model_folder(tmp_path / "base", encoder)
     model = load(base, adapter={"type": "lora", "r": 2}).model
     model(input_ids=torch.tensor([[5, 6, 7]])).logits.square().sum().backward()
@@ -64,9 +54,7 @@ def test_every_tensor_of_a_new_head_of_several_layers_is_used(tmp_path: Path) ->
 
 
 def test_names_of_classes_are_saved_and_with_them_their_number(tmp_path: Path) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = BartModel(BartConfig(**BART))
+    encoder = initialised(BartModel, BartConfig(**BART))
     base = save_model_folder(tmp_path / "base", encoder)
     loaded = load(base, class_names=["bad", "good"])
     save_model(loaded.model, loaded.tokenizer, tmp_path / "saved")
@@ -84,9 +72,7 @@ def test_names_that_the_model_has_stay(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_an_encoder_decoder_is_merged(tmp_path: Path) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = BartModel(BartConfig(**BART))
+    encoder = initialised(BartModel, BartConfig(**BART))
     base = save_model_folder(tmp_path / "base", encoder)
     adapted = load(base, adapter={"type": "lora", "r": 2}).model
     with torch.no_grad():

@@ -14,7 +14,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from tests.tiny import VOCABULARY, byte_tokenizer, tiny_gpt2, tiny_llama
+from tests.tiny import VOCABULARY, byte_tokenizer, initialised, save_model_folder, tiny_gpt2, tiny_llama
 from tests.workspace import Workspace
 from vamo_ft.core.errors import DataError
 from vamo_ft.models.loading import LoadedModel
@@ -26,12 +26,6 @@ SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidde
 def check(model: PreTrainedModel, *, positions: bool) -> None:
     model.config.use_cache = False
     check_padding(LoadedModel(model, byte_tokenizer(), positions, True), path="m")
-
-
-def seeded(build: Any, config: Any) -> PreTrainedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build(config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,16 +63,23 @@ def test_a_run_tries_in_its_own_precision(workspace: Workspace, monkeypatch: pyt
 
 
 def test_a_state_that_takes_a_mask_leaves_it_out() -> None:
-    check(seeded(MambaForCausalLM, MambaConfig(**SMALL, state_size=4)), positions=False)
+    check(initialised(MambaForCausalLM, MambaConfig(**SMALL, state_size=4)), positions=False)
 
 
 def test_a_state_that_takes_none() -> None:
-    model = seeded(RwkvForCausalLM, RwkvConfig(**SMALL))
+    model = initialised(RwkvForCausalLM, RwkvConfig(**SMALL))
     with pytest.raises(DataError, match=r"^model\.path: m: this model \(RwkvForCausalLM\) does not leave the padding"):
         check(model, positions=False)
 
 
+def test_a_run_of_such_a_model_is_refused(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model_folder(workspace.root / "model", initialised(RwkvForCausalLM, RwkvConfig(**SMALL)))
+    workspace.configure()
+    assert workspace.train() == 2
+    assert "does not leave the padding in front of a row out" in capsys.readouterr().err
+
+
 def test_positions_that_count_otherwise() -> None:
-    model = seeded(RobertaForCausalLM, RobertaConfig(**SMALL, num_attention_heads=4, is_decoder=True))
+    model = initialised(RobertaForCausalLM, RobertaConfig(**SMALL, num_attention_heads=4, is_decoder=True))
     with pytest.raises(DataError, match=r"so that losses would depend on what else is in the batch"):
         check(model, positions=True)

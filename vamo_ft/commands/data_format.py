@@ -8,7 +8,7 @@ from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
-from vamo_ft.core.errors import UsageError
+from vamo_ft.core.errors import UsageError, first_line
 
 __all__ = ["format_of"]
 
@@ -53,7 +53,7 @@ def format_of(path: str) -> dict[str, Any]:
     try:
         rows = list(islice(_READERS[file.suffix](file), _ROWS))
     except (OSError, ValueError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise UsageError(f"--data: {file}: cannot be read ({reason})") from error
     columns = list(rows[0]) if rows and isinstance(rows[0], Mapping) else []
     try:

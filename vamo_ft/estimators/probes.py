@@ -45,7 +45,9 @@ class ProbePoint:
         return slice(None) if self.probe is None else slice(self.probe, self.probe + 1)
 
 
-def not_reached(where: str, same: str = "the losses are the same", *, setting: str = "eps") -> VamoFtError:
+def not_reached(
+    where: str, same: str = "the losses are the same", *, setting: Literal["eps", "radius"] = "eps"
+) -> VamoFtError:
     """No loss depends on the perturbation; `setting` of the method is its size."""
     return VamoFtError(
         f"{where}: {same} at all probe points; the perturbation does not reach the model (method.{setting} too small "

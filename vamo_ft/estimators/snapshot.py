@@ -40,7 +40,7 @@ class SnapshotSettings:
         num_probes: q.
         eps: size of the perturbation along a direction; None searches for it at the first snapshot.
         candidates: sizes that the search tries.
-        size_name: what the size is called in the configuration, for the log.
+        size_name: what the size is called in the configuration, for what is said of it.
         difference: central or forward.
         subset: M, samples whose mean stands for the mean over all; None takes all.
         horizon: with `subset`, steps that the snapshot serves, whose samples are scored too.
@@ -158,7 +158,7 @@ class Snapshots:
                 samples=samples,
             )
         if not table.mean.any():
-            raise not_reached(f"snapshot of step {snapshot.step}")
+            raise not_reached(f"snapshot of step {snapshot.step}", setting=self._settings.size_name)
         self._form_gram(snapshot)
         snapshot.scoring.complete = True
 

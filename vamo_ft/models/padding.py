@@ -14,7 +14,6 @@ from vamo_ft.models.loading import LoadedModel
 __all__ = ["check_padding"]
 
 _SHARE = 0.1
-_PADDING = 4
 
 
 def check_padding(loaded: LoadedModel, *, path: str) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.utils import _verify_param_shape_across_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from vamo_ft.core.errors import UsageError
+from vamo_ft.core.errors import UsageError, first_line
 from vamo_ft.core.memory import memory_explained
 from vamo_ft.core.protocols import Runtime
 from vamo_ft.core.runtime import LocalRuntime
@@ -95,7 +95,7 @@ def connected() -> Iterator[Processes | None]:
         processes = Processes()
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"this process does not find the {world_size() - 1} others ({next(iter(str(error).splitlines()), '')}); "
+            f"this process does not find the {world_size() - 1} others ({first_line(error)}); "
             "start them with accelerate launch or torchrun"
         ) from error
     before = _connected.set(processes)
